@@ -1,0 +1,181 @@
+"""What a prepared data set holds: `manifest.json` and one sample index a split.
+
+    data/intel/
+      manifest.json      written last: no manifest, no data set
+      train.beton        the shards (here: FFCV's format)
+      train.index.npy    one row a sample, see INDEX_DTYPE; random access for every loader
+      train.keys.txt     line n: the source key of sample n, as JSON
+      quarantine.jsonl   one line a source file that could not be used
+
+Example:
+    >>> manifest = load_manifest(Path("data/intel"))
+    >>> index = load_index(Path("data/intel"), manifest, "train")
+    >>> index["label"][:3]
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from data_prep.storage import sha256_file, write_atomically
+
+MANIFEST_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+QUARANTINE_NAME = "quarantine.jsonl"
+SPLITS = ("train", "val")
+
+# One row a sample, in sample-id order. Little-endian and packed, so a file can be mapped on any machine.
+INDEX_DTYPE = np.dtype(
+    [
+        ("offset", "<u8"),  # of the JPEG in its shard, bytes
+        ("length", "<u4"),  # bytes
+        ("crc32c", "<u4"),  # of these bytes
+        ("label", "<i4"),
+        ("shard", "<u2"),  # ordinal in the split's list of shards
+        ("width", "<u2"),  # pixels
+        ("height", "<u2"),
+    ]
+)
+
+
+def _plain_file_name(name: str) -> str:
+    # A manifest may come from anybody: a name must not lead out of its folder.
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError(f"file name {name!r} is not a plain name")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_plain_file_name)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileEntry(_Model):
+    """A file of the data set, with its size and SHA-256."""
+
+    name: FileName
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    @classmethod
+    def of(cls, path: Path) -> FileEntry:
+        return cls(name=path.name, bytes=path.stat().st_size, sha256=sha256_file(path))
+
+
+class SplitEntry(_Model):
+    """One split: its counts and files."""
+
+    num_samples: int = Field(ge=0)
+    class_counts: tuple[int, ...]
+    shards: tuple[FileEntry, ...]
+    index: FileEntry
+    keys: FileEntry
+
+
+class ImageSettings(_Model):
+    """How every stored image was made."""
+
+    encode: Literal["q90"] = "q90"
+    resolution_cap: int | None = Field(default=500, ge=8, le=65535)
+    quality: int = Field(default=90, ge=1, le=100)
+    restart_markers: bool = False
+
+
+class Manifest(_Model):
+    """The contents of `manifest.json`."""
+
+    version: Literal[1] = 1
+    format: Literal["ffcv"] = "ffcv"
+    layout: str
+    class_names: tuple[str, ...]
+    splits: dict[Literal["train", "val"], SplitEntry]
+    mean: tuple[float, float, float]  # of the training images, in units of [0, 1]
+    std: tuple[float, float, float]
+    images: ImageSettings
+    num_found: int
+    num_quarantined: int
+    quarantined_by_reason: dict[str, int]
+    source_fingerprint: str
+    tool_version: str
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all shards in bytes."""
+        return sum(shard.bytes for split in self.splits.values() for shard in split.shards)
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read `folder/manifest.json`.
+
+    Raises:
+        ValueError: the folder or its manifest is missing, or the manifest cannot be understood.
+    """
+    path = folder / MANIFEST_NAME
+    if not folder.is_dir():
+        raise ValueError(f"data folder {folder} does not exist: prepare it with python -m data_prep prepare")
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} holds no manifest.json, so it is no finished data set: "
+            "run python -m data_prep prepare (again, if it was interrupted)"
+        )
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ValueError(f"{path} is damaged or of another version ({where}: {first['msg']})") from None
+
+
+def save_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest; this is what makes a folder a data set."""
+    write_atomically(folder / MANIFEST_NAME, (manifest.model_dump_json(indent=2) + "\n").encode())
+
+
+def load_index(folder: Path, manifest: Manifest, split: Literal["train", "val"]) -> np.ndarray:
+    """Map the sample index of a split: array of INDEX_DTYPE, shape (num_samples,), read-only.
+
+    Raises:
+        ValueError: the split is not there, or its index is not what the manifest says.
+    """
+    if split not in manifest.splits:
+        raise ValueError(f"{folder} has no split {split!r}: it holds {', '.join(manifest.splits)}")
+    entry = manifest.splits[split]
+    path = folder / entry.index.name
+    check_size(path, entry.index)
+    try:
+        index = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{path} is no sample index ({error}): prepare the data set again") from None
+    if index.dtype != INDEX_DTYPE or index.shape != (entry.num_samples,):
+        raise ValueError(f"{path} does not fit its manifest: prepare the data set again")
+    return index
+
+
+def load_keys(folder: Path, manifest: Manifest, split: Literal["train", "val"]) -> list[str]:
+    """Source keys of a split in sample-id order."""
+    text = (folder / manifest.splits[split].keys.name).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def check_size(path: Path, entry: FileEntry) -> None:
+    """Raise ValueError where a file is missing or not as long as the manifest says (cheap, no reading)."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: copy it again, or prepare the data set again")
+    size = path.stat().st_size
+    if size != entry.bytes:
+        raise ValueError(
+            f"{path} has {size:,} bytes, its manifest says {entry.bytes:,}: it was truncated or replaced; "
+            "copy it again, or prepare the data set again"
+        )

@@ -1,0 +1,18 @@
+"""`<class>/…` with no split: a seeded, stratified share of each class becomes `val`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data_prep.sources.files import SourceFile, class_folders, files_below, subfolders
+
+NAME = "flat-folder"
+DESCRIPTION = "one folder a class, no split: a stratified share becomes val"
+
+
+def detect(root: Path) -> bool:
+    return any(files_below(folder) for folder in subfolders(root))
+
+
+def list_files(root: Path) -> tuple[list[SourceFile], set[str]]:
+    return class_folders(root, root, None)
