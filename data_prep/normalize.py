@@ -166,7 +166,7 @@ def cap_resolution(pixels: np.ndarray, cap: int | None) -> np.ndarray:
 
 
 def _reason(error: Exception) -> str:
-    """One short line: numbers that differ from file to file are left out, so that equal faults count as one."""
+    """One short line without its numbers, which differ from file to file: equal faults count as one."""
     text = str(error).split("\n")[0].strip() or type(error).__name__
     digits = "".join("N" if character.isdigit() else character for character in text)
     while "NN" in digits:

@@ -18,7 +18,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +52,7 @@ class PrepareOptions:
     """What `prepare` is told; see `python -m data_prep prepare --help`."""
 
     out: Path
-    images: ImageSettings = ImageSettings()
+    images: ImageSettings = field(default_factory=ImageSettings)
     seed: int = 0
     num_workers: int = 0  # 0: one a core
     max_bad_fraction: float = 0.05
@@ -234,8 +234,8 @@ def _too_many_bad(quarantined: list[dict[str, str]], allowed: int, options: Prep
     reasons = Counter(line["reason"] for line in quarantined).most_common(3)
     listing = "; ".join(f"{count} × {reason}" for reason, count in reasons)
     return (
-        f"more than {allowed} files cannot be used (--max-bad-fraction {options.max_bad_fraction}): {listing}; "
-        f"the last was {quarantined[-1]['key']!r}. Mend the source, or allow more"
+        f"more than {allowed} files cannot be used (--max-bad-fraction {options.max_bad_fraction}): {listing}"
+        f"; the last was {quarantined[-1]['key']!r}. Mend the source, or allow more"
     )
 
 

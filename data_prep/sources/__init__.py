@@ -131,8 +131,8 @@ def _check_splits(source: Source) -> None:
     if missing:
         names = [source.class_names[label] for label in missing]
         raise ValueError(
-            f"class {names[0]!r} has no training images{_and_more(names)}: add some to the training split, or "
-            "remove the class"
+            f"class {names[0]!r} has no training images{_and_more(names)}: add some to the train split, "
+            "or remove the class"
         )
 
 

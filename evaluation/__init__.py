@@ -1,0 +1,1 @@
+"""Checkpoint + shards → figures, plots and a report."""

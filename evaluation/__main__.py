@@ -1,0 +1,145 @@
+"""Command line of the evaluation: arguments only.
+
+python -m evaluation runs/demo --data data/intel
+python -m evaluation runs/demo/checkpoints/best.pt --data data/intel --out report
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data_prep.manifest import load_index, load_manifest
+from evaluation.metrics import topk_accuracy
+from evaluation.predict import TrainedModel, load_trained, predict
+from evaluation.report import ReportFiles, write_report
+from train.run_folder import METRICS_NAME, SUMMARY_NAME
+from train.tracking.metrics_file import read_metrics
+from train.tracking.mlflow_run import add_to_run, tracking_uri
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m evaluation", description="checkpoint + shards → report")
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint file, or a run folder (its best one)")
+    parser.add_argument("--data", type=Path, required=True, help="the prepared data set")
+    parser.add_argument("--split", choices=["val", "train"], default="val")
+    parser.add_argument("--out", type=Path, help="default: report/ in the run's folder")
+    parser.add_argument("--loader", choices=["auto", "ffcv", "reference"], default="auto")
+    parser.add_argument("--resolution", type=int, help="side in pixels (default: the recipe's)")
+    parser.add_argument("--no-mlflow", action="store_true", help="do not add the report to the MLflow run")
+    options = parser.parse_args(arguments)
+    try:
+        return _evaluate(options)
+    except (ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or 'file system'}: {error.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted: no report was written", file=sys.stderr)
+        return 130
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    if options.resolution is not None and not 8 <= options.resolution <= 2048:
+        raise ValueError(f"--resolution is {options.resolution}: it must be from 8 to 2048 pixels")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trained = load_trained(options.checkpoint, device)
+    predictions = predict(trained, options.data, options.split, options.loader, options.resolution)
+    run_folder = _run_folder(options.checkpoint)
+    out = options.out or ((run_folder or Path()) / "report")
+    summary = _read_summary(run_folder)
+    files = write_report(
+        out,
+        predictions,
+        _image_reader(options.data, options.split),
+        title=f"{trained.recipe.model.name} on {options.data.name}",
+        metrics_rows=_read_rows(run_folder),
+        summary=summary,
+        details=_details(trained, options),
+    )
+    figures = {f"report_top{k}": topk_accuracy(predictions, k) for k in (1, 5)}
+    print(
+        f"top-1 {figures['report_top1']:.2%}, top-5 {figures['report_top5']:.2%} on "
+        f"{predictions.num_samples:,} {options.split} images; report: {files.html}"
+    )
+    if not options.no_mlflow:
+        _log_to_mlflow(trained, summary, files, figures)
+    return 0
+
+
+def _details(trained: TrainedModel, options: argparse.Namespace) -> dict[str, str]:
+    side = options.resolution or trained.recipe.validation_resolution
+    ratio = trained.recipe.validation.crop_ratio
+    return {
+        "checkpoint": str(options.checkpoint),
+        "epoch": str(trained.progress["epoch"]),
+        "data set": f"{options.data} ({options.split})",
+        "model": f"{trained.recipe.model.library} {trained.recipe.model.name}",
+        "resolution": f"{side} px",
+        "crop": f"centre, {ratio:.0%} of the shorter side",
+        "weights at the start": "pretrained" if trained.recipe.model.pretrained else "random",
+        "command": f"python -m evaluation {options.checkpoint} --data {options.data}",
+    }
+
+
+def _run_folder(checkpoint: Path) -> Path | None:
+    """The run a checkpoint lies in, or None for one on its own."""
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    folder = folder.parent if folder.name == "checkpoints" else folder
+    return folder if (folder / "checkpoints").is_dir() else None
+
+
+def _read_summary(run_folder: Path | None) -> dict[str, Any] | None:
+    if run_folder is None or not (run_folder / SUMMARY_NAME).is_file():
+        return None
+    try:
+        summary = json.loads((run_folder / SUMMARY_NAME).read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        return None
+    return summary if isinstance(summary, dict) else None
+
+
+def _read_rows(run_folder: Path | None) -> list[dict[str, Any]] | None:
+    if run_folder is None or not (run_folder / METRICS_NAME).is_file():
+        return None
+    return read_metrics(run_folder / METRICS_NAME)
+
+
+def _image_reader(folder: Path, split: Any) -> Any:
+    """Sample id → the stored image, uint8 (height, width, 3)."""
+    manifest = load_manifest(folder)
+    index = load_index(folder, manifest, split)
+    shards = [np.memmap(folder / shard.name, np.uint8, "r") for shard in manifest.splits[split].shards]
+
+    def read(sample_id: int) -> np.ndarray:
+        row = index[sample_id]
+        offset = int(row["offset"])
+        jpeg = shards[row["shard"]][offset : offset + int(row["length"])].tobytes()
+        return np.asarray(Image.open(io.BytesIO(jpeg), formats=["JPEG"]).convert("RGB"))
+
+    return read
+
+
+def _log_to_mlflow(
+    trained: TrainedModel, summary: dict[str, Any] | None, files: ReportFiles, figures: dict[str, float]
+) -> None:
+    run_id = (summary or {}).get("mlflow_run_id") or trained.progress.get("mlflow_run_id")
+    if not trained.recipe.tracking.mlflow or run_id is None:
+        return
+    uri = tracking_uri(trained.recipe.tracking, trained.recipe.run.folder)
+    fault = add_to_run(uri, run_id, files.html.parent, "report", figures)
+    print(f"warning: {fault}" if fault else f"added to MLflow run {run_id} ({uri})", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""A checkpoint's logits for every sample of a split.
+
+Example:
+    >>> trained = load_trained(Path("runs/demo"), torch.device("cpu"))
+    >>> predictions = predict(trained, Path("data/intel"), "val", loader="auto")
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import yaml
+from pydantic import ValidationError
+from torch import nn
+from tqdm import tqdm
+
+from data_prep.manifest import load_manifest
+from evaluation.metrics import Predictions
+from train.checkpoint import load_checkpoint
+from train.config import Recipe
+from train.data.batch import Normalize, normalization_statistics
+from train.data.loaders import LoaderPlan, build_loader
+from train.distributed import distributed
+from train.models.build import build_model
+from train.precision import build_autocast, choose_precision
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model as it was saved, with what belongs to it."""
+
+    model: nn.Module
+    normalize: Normalize
+    recipe: Recipe
+    class_names: tuple[str, ...]
+    progress: dict[str, Any]
+    device: torch.device
+
+
+def load_trained(path: Path, device: torch.device) -> TrainedModel:
+    """The model of a checkpoint file or run folder, in evaluation mode on `device`.
+
+    Raises:
+        ValueError: no whole checkpoint there, or one whose recipe this version does not know.
+    """
+    state = load_checkpoint(path)
+    try:
+        recipe = Recipe.model_validate(yaml.safe_load(state["recipe"]))
+    except (ValidationError, yaml.YAMLError):
+        raise ValueError(f"the recipe inside {path} is of another version of this project") from None
+    # The weights come from the checkpoint: never fetch pretrained ones first.
+    config = recipe.model.model_copy(update={"pretrained": False})
+    model = build_model(config, len(state["class_names"]))
+    model.load_state_dict(state["model"])
+    statistics = normalization_statistics(
+        recipe.data.normalization, tuple(state["mean"]), tuple(state["std"])
+    )
+    return TrainedModel(
+        model=model.to(device).eval(),
+        normalize=Normalize(*statistics, channels_last=recipe.model.channels_last).to(device),
+        recipe=recipe,
+        class_names=tuple(state["class_names"]),
+        progress=state["progress"],
+        device=device,
+    )
+
+
+@torch.inference_mode()
+def predict(
+    trained: TrainedModel,
+    folder: Path,
+    split: Literal["train", "val"] = "val",
+    loader: str = "auto",
+    resolution: int | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> Predictions:
+    """Logits of all samples of a split, with the training's own preprocessing.
+
+    Args:
+        resolution: side in pixels; None: the recipe's validation resolution.
+
+    Raises:
+        ValueError: the data set has other classes than the checkpoint, or no such split.
+        RuntimeError: a sample is damaged.
+    """
+    recipe = trained.recipe
+    manifest = load_manifest(folder)
+    if manifest.class_names != trained.class_names:
+        raise ValueError(
+            f"{folder} has other classes than the checkpoint was trained on ({manifest.num_classes} and "
+            f"{len(trained.class_names)}): evaluate it on the data set it was trained for"
+        )
+    if split not in manifest.splits:
+        raise ValueError(f"{folder} has no split {split!r}: it holds {', '.join(manifest.splits)}")
+    autocast = build_autocast(choose_precision(recipe.precision.mode, trained.device), trained.device)
+    config = recipe.validation.model_copy(update={"batch_size": batch_size or recipe.validation.batch_size})
+    with distributed() as ranks:
+        num_workers = ranks.num_cores if recipe.data.num_workers is None else recipe.data.num_workers
+        plan = LoaderPlan.validation(folder, manifest, config, num_workers, ranks)
+        source = build_loader(loader, replace(plan, split=split, is_training=False))
+        logits, labels, ids = [], [], []
+        side = resolution or recipe.validation_resolution
+        with tqdm(total=source.num_samples, desc="evaluate", unit="img", disable=not progress) as bar:
+            for batch in source.epoch(0, resolution=side):
+                images = batch.images.to(trained.device, non_blocking=True)
+                with autocast:
+                    output = trained.model(trained.normalize(images))
+                logits.append(output.float().cpu().numpy())
+                labels.append(batch.labels.numpy())
+                ids.append(batch.sample_ids.numpy())
+                bar.update(len(batch))
+        source.close()
+    return Predictions(
+        np.concatenate(logits), np.concatenate(labels), np.concatenate(ids), manifest.class_names
+    )

@@ -1,0 +1,1 @@
+"""Recipe → torchrun DDP training → checkpoints, metrics and an MLflow run."""

@@ -1,0 +1,79 @@
+"""Command line of the training: arguments only.
+
+python -m train check configs/demo.yaml data.path=data/intel
+torchrun --nproc-per-node=2 -m train configs/demo.yaml data.path=data/intel optimizer.peak_lr=0.1
+python -m train logs                      # refresh the table of logs.md from MLflow
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from train.config import Recipe, RecipeError, load_recipe
+
+
+def main(arguments: list[str] | None = None) -> int:
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["logs"]:
+        from train.tracking.training_log import main as refresh_log
+
+        return refresh_log(words[1:])
+    parser = argparse.ArgumentParser(
+        prog="torchrun … -m train",
+        description="train a recipe; `check` before the recipe only says what is wrong with it",
+        epilog="python -m train check RECIPE …; python -m train logs",
+    )
+    parser.add_argument("recipe", type=Path, help="a YAML file of configs/")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    only_check = words[:1] == ["check"]
+    if only_check:
+        parser.add_argument("--nproc-per-node", type=int, help="ranks that torchrun will start")
+    options = parser.parse_args(words[1:] if only_check else words)
+    try:
+        recipe = load_recipe(options.recipe, options.overrides)
+    except RecipeError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        return 1
+    if only_check:
+        return _check(recipe, options.recipe.stem, options.nproc_per_node)
+    return _train(recipe, options.recipe.stem)
+
+
+def _check(recipe: Recipe, default_name: str, world_size: int | None) -> int:
+    from train.check import find_faults
+
+    faults = find_faults(recipe, default_name, world_size)
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    if not faults:
+        print("the recipe and its data are fine")
+    return 1 if faults else 0
+
+
+def _train(recipe: Recipe, default_name: str) -> int:
+    from train.distributed import distributed
+    from train.loop import train
+    from train.run_folder import open_run_folder, write_status
+
+    with distributed() as ranks:
+        folder: Path | None = None
+        try:
+            folder = ranks.on_primary(lambda: open_run_folder(recipe, default_name))
+            summary = train(recipe, folder, ranks)
+        except (ValueError, RuntimeError, OSError) as error:
+            sentence = str(error) or type(error).__name__
+            print(f"error (rank {ranks.rank}): {sentence}", file=sys.stderr, flush=True)
+            if folder is not None and ranks.is_primary:
+                write_status(folder, "failed", sentence)
+            return 1
+        if summary is not None and ranks.is_primary:
+            print(f"finished: final top-1 {summary['final_top1']:.2%}, summary in {folder / 'summary.json'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

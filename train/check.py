@@ -1,0 +1,135 @@
+"""`python -m train check RECIPE`: everything that can be wrong before torchrun starts, a sentence each."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.manifest import Manifest, check_size, load_index, load_keys, load_manifest
+from data_prep.storage import crc32c
+from data_prep.writers.beton import read_beton_tables
+from train.checkpoint import CheckpointStore, load_checkpoint
+from train.config import Recipe
+from train.cost import find_price
+from train.data.loaders import choose_backend
+from train.data.order import check_batch_size
+from train.models.build import model_fault
+from train.run_folder import is_finished, recipe_differences
+
+CHECKED_BYTES = 1 << 30  # of each split: all of a small data set, an even sample of a large one
+
+
+def find_faults(recipe: Recipe, default_name: str, world_size: int | None = None) -> list[str]:
+    """All faults of recipe, data, folder and machine that can be told without training."""
+    faults: list[str] = []
+
+    def note(function, *arguments) -> None:  # type: ignore[no-untyped-def]
+        try:
+            result = function(*arguments)
+        except (ValueError, OSError) as error:
+            faults.append(str(error))
+        else:
+            faults.extend(result or [])
+
+    note(_data_faults, recipe)
+    note(lambda: [fault] if (fault := model_fault(recipe.model)) else [])
+    note(lambda: find_price(recipe.budget) and [])
+    if world_size is not None:
+        note(check_batch_size, recipe.data.global_batch_size, recipe.data.grad_accum_steps, world_size)
+    note(_run_faults, recipe, default_name)
+    return faults
+
+
+def _data_faults(recipe: Recipe) -> list[str]:
+    manifest = load_manifest(recipe.data.path)
+    faults = split_faults(manifest, recipe)
+    backend_fault = _backend_fault(recipe, manifest)
+    if backend_fault:
+        faults.append(backend_fault)
+    for split in ("train", "val"):
+        if split in manifest.splits:
+            faults += _shard_faults(recipe.data.path, manifest, split)
+    return faults
+
+
+def split_faults(manifest: Manifest, recipe: Recipe) -> list[str]:
+    """Faults of a data set that make a training with this recipe impossible."""
+    faults = []
+    counts = {name: entry.num_samples for name, entry in manifest.splits.items()}
+    if manifest.num_classes < 2:
+        faults.append(f"{recipe.data.path} has {manifest.num_classes} class: a classifier needs two")
+    if not counts.get("val"):
+        faults.append(
+            f"{recipe.data.path} has no validation images: prepare it again with more images a class, or a "
+            "larger --val-fraction"
+        )
+    if counts.get("train", 0) < recipe.data.global_batch_size:
+        faults.append(
+            f"{recipe.data.path} has {counts.get('train', 0)} training images, fewer than one step of "
+            f"data.global_batch_size {recipe.data.global_batch_size}: choose a smaller one"
+        )
+    return faults
+
+
+def _backend_fault(recipe: Recipe, manifest: Manifest) -> str | None:
+    try:
+        choose_backend(recipe.data.loader, manifest.format)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _shard_faults(folder: Path, manifest: Manifest, split: str) -> list[str]:
+    """Sizes and tables of all shards; bytes of all samples up to CHECKED_BYTES, else of an even sample."""
+    entry = manifest.splits[split]  # type: ignore[index]
+    index = load_index(folder, manifest, split)  # type: ignore[arg-type]
+    content = []
+    for shard in entry.shards:
+        check_size(folder / shard.name, shard)
+        read_beton_tables(folder / shard.name)
+        content.append(np.memmap(folder / shard.name, np.uint8, "r"))
+    share = min(1.0, CHECKED_BYTES / max(1, int(index["length"].sum())))
+    num_checked = max(1, int(share * len(index))) if len(index) else 0
+    for sample_id in np.linspace(0, len(index) - 1, num_checked).astype(int):
+        row = index[sample_id]
+        offset = int(row["offset"])
+        jpeg = content[row["shard"]][offset : offset + int(row["length"])].tobytes()
+        if crc32c(jpeg) != row["crc32c"]:
+            key = load_keys(folder, manifest, split)[sample_id]  # type: ignore[arg-type]
+            return [
+                f"{folder / entry.shards[row['shard']].name} is damaged at sample {sample_id} ({key}): its bytes "
+                "are not those that were prepared; copy the data set again, or prepare it again"
+            ]
+    return []
+
+
+def _run_faults(recipe: Recipe, default_name: str) -> list[str]:
+    folder = recipe.run.folder / (recipe.run.name or default_name)
+    if is_finished(folder):
+        named = f"run {folder.name} in {recipe.run.folder} is finished: choose another run.name"
+        return [named] if recipe.run.name else []
+    faults = [
+        f"run {folder.name} exists with another recipe: {d}" for d in recipe_differences(folder, recipe)
+    ]
+    store = CheckpointStore(folder / "checkpoints")
+    for entry in store.manifest().checkpoints:
+        try:
+            load_checkpoint(store.folder / entry.name)
+        except ValueError as error:
+            faults.append(str(error))
+    return faults + _writable_fault(recipe.run.folder)
+
+
+def _writable_fault(folder: Path) -> list[str]:
+    parent = folder
+    while not parent.exists():
+        parent = parent.parent
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        return [f"run.folder {folder} cannot be written to ({os.strerror(error.errno or 0)}): choose another"]
+    return []

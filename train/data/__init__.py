@@ -1,0 +1,1 @@
+"""Shards → batches: order, crops, and loaders behind one interface."""

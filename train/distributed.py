@@ -1,0 +1,154 @@
+"""Ranks, devices and reductions: gloo on CPUs, NCCL on GPUs, the same recipe on both.
+
+Everything works without `torchrun`, too: then there is one rank and no process group.
+
+Example:
+    >>> with distributed(timeout_seconds=600) as ranks:
+    ...     ranks.is_primary, ranks.world_size
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all.
+
+    Attributes:
+        rank, world_size: over all machines.
+        local_rank, local_world_size: on this machine.
+        device: where this rank computes.
+        num_cores: this rank's share of the machine's cores, at least 1.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: torch.device
+    num_cores: int
+
+    @property
+    def is_primary(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Sums over all ranks, in float64; every rank gets them."""
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def broadcast(self, value: Any) -> Any:
+        """The primary's `value` on every rank (small, made of plain objects)."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def on_primary(self, function: Callable[[], T]) -> T:
+        """Call `function` on the primary; its result on every rank, or its error's sentence as a ValueError.
+
+        Without this, an error of one rank would leave the others waiting for it.
+        """
+        outcome: tuple[Any, str | None] = (None, None)
+        if self.is_primary:
+            try:
+                outcome = (function(), None)
+            except (ValueError, RuntimeError, OSError) as error:
+                outcome = (None, str(error))
+        value, fault = self.broadcast(outcome)
+        if fault is not None:
+            raise ValueError(fault)
+        return value
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+    def average_buffers(self, model: nn.Module) -> None:
+        """Make BatchNorm statistics equal on all ranks: their mean over ranks.
+
+        Each rank keeps its own running statistics during training, which spares a broadcast in every step.
+        The update rule is linear, so averaging late is the same as averaging in every step.
+        """
+        if self.world_size == 1:
+            return
+        buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        if not buffers:
+            return
+        flat = torch.cat([buffer.detach().reshape(-1) for buffer in buffers])
+        dist.all_reduce(flat)
+        flat /= self.world_size
+        position = 0
+        for buffer in buffers:
+            buffer.copy_(flat[position : position + buffer.numel()].view_as(buffer))
+            position += buffer.numel()
+
+
+@contextlib.contextmanager
+def distributed(timeout_seconds: float = 600) -> Iterator[Ranks]:
+    """Join the process group that torchrun describes, and leave it at the end.
+
+    Args:
+        timeout_seconds: how long a rank waits for the others in a reduction before it fails.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    use_cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    num_cores = max(1, len(os.sched_getaffinity(0)) // local_world_size)
+    if use_cuda:
+        if local_rank >= torch.cuda.device_count():
+            raise RuntimeError(
+                f"rank {local_rank} of this machine has no GPU, there are {torch.cuda.device_count()}: "
+                "use --nproc-per-node=gpu"
+            )
+        torch.cuda.set_device(device)
+    else:
+        # torchrun sets OMP_NUM_THREADS=1; on CPUs the ranks share all cores instead.
+        torch.set_num_threads(num_cores)
+    if world_size > 1:
+        dist.init_process_group(
+            "nccl" if use_cuda else "gloo", timeout=datetime.timedelta(seconds=timeout_seconds)
+        )
+    try:
+        yield Ranks(
+            rank=int(os.environ.get("RANK", "0")),
+            world_size=world_size,
+            local_rank=local_rank,
+            local_world_size=local_world_size,
+            device=device,
+            num_cores=num_cores,
+        )
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def describe_hardware(ranks: Ranks) -> str:
+    """One line for logs: `4 × NVIDIA L4`, or the processor's name and its number of cores."""
+    if ranks.device.type == "cuda":
+        return f"{ranks.world_size} × {torch.cuda.get_device_name(ranks.device)}"
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else 'CPU'}, {len(os.sched_getaffinity(0))} cores"

@@ -1,0 +1,569 @@
+"""The training loop: data, forward, backward, update, and now and then a look at the validation split.
+
+The one clock is `step`: global batches consumed. Everything that a run needs to go on is in the checkpoint;
+learning rate, order and crops follow from the step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from data_prep.manifest import Manifest, load_manifest
+from data_prep.storage import write_atomically
+from train.check import split_faults
+from train.checkpoint import CHECKPOINT_VERSION, CheckpointEntry, CheckpointStore, state_sha256
+from train.config import Recipe, dump_recipe, flatten
+from train.cost import Price, find_price
+from train.data.batch import Batch, Normalize, normalization_statistics
+from train.data.loaders import Loader, LoaderPlan, build_loader, choose_backend
+from train.data.order import check_batch_size, num_steps_per_epoch
+from train.distributed import Ranks, describe_hardware
+from train.models.build import build_model, num_parameters
+from train.optim import build_optimizer
+from train.precision import build_autocast, build_scaler, choose_precision
+from train.preemption import StopFlag
+from train.run_folder import METRICS_NAME, SUMMARY_NAME, write_status
+from train.schedule import Schedule
+from train.throughput import Throughput
+from train.tracking.console import Console, duration
+from train.tracking.metrics_file import MetricsFile
+from train.tracking.mlflow_run import MlflowRun
+from train.validation import ValidationResult, count_topk, validate
+
+
+@dataclass
+class Progress:
+    """How far a run is; all of it is in the checkpoint."""
+
+    step: int = 0
+    epoch: int = 0
+    samples_in_epoch: int = 0
+    elapsed_seconds: float = 0.0
+    train_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    train_images: int = 0
+    best_top1: float = -1.0
+    best_top5: float = 0.0
+    best_epoch: int = 0
+    final_top1: float = 0.0
+    final_top5: float = 0.0
+    mlflow_run_id: str | None = None
+
+
+@dataclass
+class Run:
+    """The parts of a training on this rank."""
+
+    recipe: Recipe
+    folder: Path
+    ranks: Ranks
+    manifest: Manifest
+    model: nn.Module  # unwrapped
+    trained: nn.Module  # the same, wrapped for DDP
+    normalize: Normalize
+    criterion: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    schedule: Schedule
+    autocast: torch.autocast
+    train_loader: Loader
+    val_loader: Loader
+    stop: StopFlag
+    clock: Throughput
+    console: Console
+    metrics: MetricsFile
+    price: Price | None
+    window: torch.Tensor  # sums since the last log line: loss, top-1, top-5, images; on the device
+    progress: Progress = field(default_factory=Progress)
+    mlflow: MlflowRun | None = None
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return num_steps_per_epoch(self.train_loader.num_samples, self.recipe.data.global_batch_size)
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Wall time of this run, those before a restart included."""
+        return self.progress.elapsed_seconds + time.monotonic() - self.began
+
+    @property
+    def cost_usd(self) -> float | None:
+        return None if self.price is None else self.price.cost_usd(self.elapsed_seconds)
+
+
+def train(recipe: Recipe, folder: Path, ranks: Ranks) -> dict[str, Any] | None:
+    """Train in `folder` from where it stands; the summary, or None after a planned stop.
+
+    Raises:
+        ValueError: recipe and data do not go together.
+        RuntimeError: the loss became non-finite, or a sample is damaged.
+    """
+    run = build_run(recipe, folder, ranks)
+    try:
+        resume_or_start(run)
+        while run.progress.epoch < recipe.num_epochs:
+            reason = train_epoch(run)
+            if reason is not None:
+                stop_in_good_order(run, reason)
+                return None
+            finish_epoch(run)
+        return finish_run(run)
+    except BaseException as error:
+        if run.mlflow is not None:
+            run.mlflow.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    finally:
+        run.train_loader.close()
+        run.val_loader.close()
+
+
+def train_epoch(run: Run) -> str | None:
+    """The rest of the current epoch; the reason to stop, or None at its end."""
+    recipe, progress, ranks, device = run.recipe, run.progress, run.ranks, run.ranks.device
+    accum_steps = recipe.data.grad_accum_steps
+    run.trained.train()
+    run.clock.reset()
+    batches = run.clock.waiting(
+        run.train_loader.epoch(progress.epoch, progress.samples_in_epoch, resolution=recipe.data.resolution)
+    )
+    for micro_batches in grouped(batches, accum_steps):
+        learning_rate = run.schedule.begin_step(run.optimizer, progress.step)
+        seed_step(recipe.run.seed, progress.step, ranks.rank)
+        for position, batch in enumerate(micro_batches):
+            images = batch.images.to(device, non_blocking=True)
+            labels = batch.labels.to(device, non_blocking=True)
+            with sync_gradients(run.trained, position == accum_steps - 1):
+                with run.autocast:
+                    logits = run.trained(run.normalize(images))
+                logits = logits.float()
+                loss = run.criterion(logits, labels)
+                run.scaler.scale(loss / accum_steps).backward()
+            add_to_window(run.window, loss, logits, labels)
+            run.clock.count(len(batch))
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+        run.optimizer.zero_grad(set_to_none=True)
+        progress.step += 1
+        progress.samples_in_epoch += recipe.data.global_batch_size
+
+        if progress.step % recipe.run.log_every_steps == 0:
+            log_training(run, learning_rate)
+        reason = run.stop.agree(loss)
+        if reason is not None:
+            break
+    else:
+        reason = run.stop.drain()
+    book_time(run)
+    if reason is not None:
+        reason = run.stop.drain() or reason
+    if reason == "non-finite loss":
+        raise RuntimeError(
+            f"the loss became non-finite at about step {progress.step}: lower optimizer.peak_lr, or use "
+            "precision.mode=fp32; the last checkpoint is from before that"
+        )
+    return reason
+
+
+def grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    """Micro-batches of one step; read lazily, so that the first is computed while the next is loaded."""
+    while group := list(itertools.islice(batches, size)):
+        yield group
+
+
+def sync_gradients(trained: nn.Module, is_last: bool) -> contextlib.AbstractContextManager:
+    """Gradients are reduced over ranks with the last micro-batch of a step only."""
+    if is_last or not isinstance(trained, DistributedDataParallel):
+        return contextlib.nullcontext()
+    return trained.no_sync()
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Dropout and the like draw from (seed, step, rank), so a resumed run draws the same."""
+    torch.manual_seed((seed * 1_000_003 + step) * 4_099 + rank)
+
+
+def add_to_window(
+    window: torch.Tensor, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor
+) -> None:
+    """Add sums on the device; the host looks at them in logging steps only."""
+    with torch.no_grad():
+        count = len(labels)
+        top1, top5 = (count_topk(logits, labels, k) for k in (1, 5))
+        window += torch.stack([loss * count, top1, top5, torch.full_like(loss, count)]).double()
+
+
+def log_training(run: Run, learning_rate: float) -> None:
+    """One train row over the steps since the last one, and the live line."""
+    loss, top1, top5, count = run.ranks.sum(run.window.tolist())
+    run.window.zero_()
+    progress, clock = run.progress, run.clock
+    row = {
+        "step": progress.step,
+        "epoch": progress.step / run.steps_per_epoch,
+        "split": "train",
+        "loss": loss / count,
+        "top1": top1 / count,
+        "top5": top5 / count,
+        "learning_rate": learning_rate,
+        "resolution": run.recipe.data.resolution,
+        "images_per_second": clock.images_per_second,
+        "data_wait_fraction": clock.data_wait_fraction,
+        "cost_usd": run.cost_usd,
+        "time": time.time(),
+    }
+    write_row(run, row)
+    remaining = (run.schedule.num_steps - progress.step) * clock.seconds
+    remaining *= run.recipe.data.global_batch_size / max(clock.images, 1)
+    cost = "" if run.cost_usd is None else f"  ${run.cost_usd:.3f}"
+    run.console.progress(
+        f"epoch {progress.epoch + 1}/{run.recipe.num_epochs}  step {progress.step}/{run.schedule.num_steps}  "
+        f"loss {loss / count:.3f}  {clock.images_per_second:,.0f} img/s  "
+        f"{duration(remaining)} to go{cost}"
+    )
+
+
+def finish_epoch(run: Run) -> None:
+    """Validate, tell the plateau, save."""
+    recipe, progress = run.recipe, run.progress
+    progress.epoch += 1
+    progress.samples_in_epoch = 0
+    is_last = progress.epoch == recipe.num_epochs
+    is_best = False
+    run.ranks.average_buffers(run.model)
+    if is_last or progress.epoch % recipe.validation.every_epochs == 0:
+        result = validate(
+            run.model, run.val_loader, run.normalize, run.ranks, recipe.validation_resolution, run.autocast
+        )
+        run.schedule.end_epoch(result.loss, progress.step)
+        progress.final_top1, progress.final_top5 = result.top1, result.top5
+        is_best = result.top1 > progress.best_top1
+        if is_best:
+            progress.best_top1, progress.best_top5 = result.top1, result.top5
+            progress.best_epoch = progress.epoch
+        log_validation(run, result, is_best)
+    save(run, is_best)
+
+
+def log_validation(run: Run, result: ValidationResult, is_best: bool) -> None:
+    progress, _clock = run.progress, run.clock
+    learning_rate = run.optimizer.param_groups[0]["lr"]
+    row = {
+        "step": progress.step,
+        "epoch": float(progress.epoch),
+        "split": "val",
+        "loss": result.loss,
+        "top1": result.top1,
+        "top5": result.top5,
+        "learning_rate": learning_rate,
+        "resolution": run.recipe.validation_resolution,
+        "cost_usd": run.cost_usd,
+        "time": time.time(),
+    }
+    write_row(run, row)
+    speed = progress.train_images / max(progress.train_seconds, 1e-9)
+    cost = "" if run.cost_usd is None else f"  ${run.cost_usd:.3f}"
+    run.console.say(
+        f"epoch {progress.epoch:3d}/{run.recipe.num_epochs}  val top-1 {result.top1:6.2%}  "
+        f"top-5 {result.top5:6.2%}  loss {result.loss:.4f}  lr {learning_rate:.2e}  {speed:,.0f} img/s  "
+        f"{duration(run.elapsed_seconds)}{cost}{'  best' if is_best else ''}"
+    )
+
+
+def write_row(run: Run, row: dict[str, Any]) -> None:
+    """To metrics.jsonl and MLflow; the primary rank only."""
+    if not run.ranks.is_primary:
+        return
+    run.metrics.append(row)
+    if run.mlflow is not None:
+        split = row["split"]
+        named = {
+            name: row[name]
+            for name in ("epoch", "learning_rate", "images_per_second", "data_wait_fraction", "cost_usd")
+            if row.get(name) is not None and (split == "train" or name == "epoch")
+        }
+        named |= {f"{split}_{name}": row[name] for name in ("loss", "top1", "top5")}
+        run.mlflow.log_metrics(named, row["step"])
+
+
+def book_time(run: Run) -> None:
+    """Add the epoch's clock to the run's."""
+    run.progress.train_seconds += run.clock.seconds
+    run.progress.wait_seconds += run.clock.data_wait_fraction * run.clock.seconds
+    run.progress.train_images += run.clock.images
+
+
+def save(run: Run, is_best: bool) -> None:
+    """Write a checkpoint; equal weights on all ranks, so the primary's are everyone's."""
+    window = run.ranks.sum(run.window.tolist())
+
+    def write() -> None:
+        progress = asdict(run.progress) | {"elapsed_seconds": run.elapsed_seconds}
+        if run.mlflow is not None:
+            progress["mlflow_run_id"] = run.mlflow.run_id
+        state = {
+            "version": CHECKPOINT_VERSION,
+            "model": run.model.state_dict(),
+            "optimizer": run.optimizer.state_dict(),
+            "scaler": run.scaler.state_dict(),
+            "schedule": run.schedule.state_dict(),
+            "progress": progress,
+            "window": window,
+            "recipe": dump_recipe(run.recipe),
+            "class_names": list(run.manifest.class_names),
+            "mean": list(run.manifest.mean),
+            "std": list(run.manifest.std),
+        }
+        store = CheckpointStore(run.folder / "checkpoints")
+        store.save(state, run.progress.step, is_best, run.recipe.checkpoint.keep_last)
+
+    run.ranks.on_primary(write)
+
+
+def stop_in_good_order(run: Run, reason: str) -> None:
+    """Save in mid-epoch and leave word that this run wants to be started again."""
+    run.ranks.average_buffers(run.model)
+    save(run, is_best=False)
+    if run.ranks.is_primary:
+        reason = run.stop.signal_name or reason
+        write_status(run.folder, "restart", reason)
+        run.console.say(
+            f"stopped by {reason} at step {run.progress.step}; the same command goes on from there"
+        )
+        if run.mlflow is not None:
+            run.mlflow.finish("KILLED")
+
+
+def finish_run(run: Run) -> dict[str, Any]:
+    """Write `summary.json` and `status.json`, and complete the MLflow run."""
+    progress, recipe = run.progress, run.recipe
+    manifest = CheckpointStore(run.folder / "checkpoints").manifest()
+    best: CheckpointEntry | None = manifest.entry(manifest.best)
+    summary: dict[str, Any] = {
+        "final_top1": progress.final_top1,
+        "final_top5": progress.final_top5,
+        "best_top1": progress.best_top1,
+        "best_top5": progress.best_top5,
+        "best_epoch": progress.best_epoch,
+        "validation_resolution": recipe.validation_resolution,
+        "epochs": progress.epoch,
+        "world_size": run.ranks.world_size,
+        "num_parameters": num_parameters(run.model),
+        "images_per_second": round(progress.train_images / max(progress.train_seconds, 1e-9), 1),
+        "data_wait_fraction": round(progress.wait_seconds / max(progress.train_seconds, 1e-9), 4),
+        "wall_seconds": round(run.elapsed_seconds, 1),
+        "cost_usd": None if run.cost_usd is None else round(run.cost_usd, 4),
+        "mlflow_run_id": run.mlflow.run_id if run.mlflow is not None else None,
+        "stopped_because": "finished",
+        "checkpoint": None if best is None else f"checkpoints/{best.name}",
+        "checkpoint_sha256": None if best is None else best.sha256,
+    }
+    if not run.ranks.is_primary:
+        return summary
+    path = run.folder / SUMMARY_NAME
+    write_atomically(path, (json.dumps(summary, indent=1) + "\n").encode())
+    if run.mlflow is not None:
+        numbers = {k: v for k, v in summary.items() if isinstance(v, int | float)}
+        run.mlflow.log_metrics(numbers, progress.step)
+        names = ("recipe.yaml", METRICS_NAME, SUMMARY_NAME, "lr_finder.png", "lr_finder.json")
+        for artifact in (run.folder / name for name in names):
+            if artifact.is_file():
+                run.mlflow.log_file(artifact)
+        if best is not None:
+            run.mlflow.log_file(run.folder / "checkpoints" / "best.pt", "checkpoints")
+            run.mlflow.log_file(run.folder / "checkpoints" / "best.safetensors", "checkpoints")
+        run.mlflow.finish("FINISHED")
+        if run.mlflow.run_id != summary["mlflow_run_id"]:
+            summary["mlflow_run_id"] = run.mlflow.run_id
+            write_atomically(path, (json.dumps(summary, indent=1) + "\n").encode())
+    write_status(run.folder, "finished", f"{progress.epoch} epochs")
+    return summary
+
+
+def build_run(recipe: Recipe, folder: Path, ranks: Ranks) -> Run:
+    """Everything a training needs, weights at their seeded start."""
+    manifest = ranks.on_primary(lambda: _checked_manifest(recipe, ranks))
+    console = Console(ranks.is_primary)
+    precision = choose_precision(recipe.precision.mode, ranks.device)
+    torch.manual_seed(recipe.run.seed)
+    model = build_model(recipe.model, manifest.num_classes).to(ranks.device)
+    trained: nn.Module = model
+    if ranks.world_size > 1:
+        trained = wrap_for_ddp(model, ranks)
+    statistics = normalization_statistics(recipe.data.normalization, manifest.mean, manifest.std)
+    training = LoaderPlan.training(recipe.data.path, manifest, recipe.data, recipe.run.seed, ranks)
+    validation = LoaderPlan.validation(
+        recipe.data.path, manifest, recipe.validation, training.num_workers, ranks
+    )
+    run = Run(
+        recipe=recipe,
+        folder=folder,
+        ranks=ranks,
+        manifest=manifest,
+        model=model,
+        trained=trained,
+        normalize=Normalize(*statistics, channels_last=recipe.model.channels_last).to(ranks.device),
+        criterion=nn.CrossEntropyLoss(label_smoothing=recipe.optimizer.label_smoothing),
+        optimizer=build_optimizer(model, recipe.optimizer),
+        scaler=build_scaler(precision, ranks.device),
+        schedule=Schedule(
+            recipe.schedule,
+            recipe.optimizer,
+            num_steps_per_epoch(manifest.splits["train"].num_samples, recipe.data.global_batch_size),
+        ),
+        autocast=build_autocast(precision, ranks.device),
+        train_loader=build_loader(recipe.data.loader, training),
+        val_loader=build_loader(recipe.data.loader, validation),
+        stop=StopFlag(ranks),
+        clock=Throughput(ranks.world_size),
+        console=console,
+        metrics=MetricsFile(folder / METRICS_NAME),
+        price=find_price(recipe.budget),
+        window=torch.zeros(4, dtype=torch.float64, device=ranks.device),
+    )
+    run.stop.install()
+    _introduce(run, precision)
+    return run
+
+
+def wrap_for_ddp(model: nn.Module, ranks: Ranks) -> DistributedDataParallel:
+    """Gradients are averaged over ranks; BatchNorm statistics only before they are used."""
+    parameters = inspect.signature(DistributedDataParallel).parameters
+    # The argument got a new name in torch 2.15, and the old one warns there.
+    no_buffers = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
+    return DistributedDataParallel(
+        model,
+        device_ids=[ranks.local_rank] if ranks.device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        **{no_buffers: False},
+    )
+
+
+def _checked_manifest(recipe: Recipe, ranks: Ranks) -> Manifest:
+    manifest = load_manifest(recipe.data.path)
+    if faults := split_faults(manifest, recipe):
+        raise ValueError("; ".join(faults))
+    check_batch_size(recipe.data.global_batch_size, recipe.data.grad_accum_steps, ranks.world_size)
+    return manifest
+
+
+def _introduce(run: Run, precision: str) -> None:
+    recipe, manifest = run.recipe, run.manifest
+    backend, reason = choose_backend(recipe.data.loader, manifest.format)
+    counts = ", ".join(f"{entry.num_samples:,} {name}" for name, entry in manifest.splits.items())
+    run.console.say(
+        f"run {run.folder}: {recipe.model.library} {recipe.model.name} "
+        f"({num_parameters(run.model) / 1e6:.1f} M parameters), {manifest.num_classes} classes, {counts} images\n"
+        f"  {run.ranks.world_size} rank(s) on {describe_hardware(run.ranks)}, {precision}; loader {backend} "
+        f"({reason})\n"
+        f"  {recipe.num_epochs} epochs × {run.steps_per_epoch} steps of {recipe.data.global_batch_size} at "
+        f"{recipe.data.resolution} px, validated at {recipe.validation_resolution} px; "
+        + (f"${run.price.usd_per_hour:.2f} an hour ({run.price.source})" if run.price else "no price known")
+    )
+
+
+def resume_or_start(run: Run) -> None:
+    """Go on from the newest whole checkpoint, or find a learning rate and begin."""
+    store = CheckpointStore(run.folder / "checkpoints")
+    name = run.ranks.on_primary(lambda: _latest_name(store, run.console))
+    state: dict[str, Any] | None = None
+    if name is not None:
+        state = torch.load(store.folder / name, map_location="cpu", weights_only=True)
+        load_state(run, state)
+    if run.ranks.is_primary:
+        run.metrics.cut_after(run.progress.step)
+        if run.recipe.tracking.mlflow:
+            run.mlflow = MlflowRun(
+                run.recipe.tracking,
+                run.recipe.run.folder,
+                run.folder.name,
+                run.progress.mlflow_run_id,
+                run.console.say,
+            )
+            run.mlflow.log_parameters(flatten(run.recipe.model_dump(mode="json")))
+            run.mlflow.set_tags(_tags(run))
+    if state is not None:
+        run.console.say(f"going on from {name}: epoch {run.progress.epoch + 1}, step {run.progress.step}")
+    elif run.recipe.lr_finder.enabled:
+        run_lr_finder(run)
+
+
+def _latest_name(store: CheckpointStore, console: Console) -> str | None:
+    latest = store.load_latest(console.say)
+    return None if latest is None else latest[0].name
+
+
+def load_state(run: Run, state: dict[str, Any]) -> None:
+    """Put a checkpoint into the parts of a run.
+
+    Raises:
+        ValueError: it was made with other classes.
+    """
+    if tuple(state["class_names"]) != run.manifest.class_names:
+        raise ValueError(
+            f"the checkpoint in {run.folder} was trained on other classes than {run.recipe.data.path} holds: "
+            "choose another run.name"
+        )
+    run.model.load_state_dict(state["model"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.scaler.load_state_dict(state["scaler"])
+    run.schedule.load_state_dict(state["schedule"], run.optimizer)
+    run.progress = Progress(**state["progress"])
+    if run.ranks.is_primary:  # a sum over ranks was saved: one rank takes it up
+        run.window += torch.tensor(state["window"], dtype=torch.float64, device=run.ranks.device)
+
+
+def run_lr_finder(run: Run) -> None:
+    """Look for a learning rate, save curve and choice, and train with it where the recipe says so."""
+    from train.lr_finder import find_learning_rate, save_result
+
+    recipe = run.recipe
+    result = find_learning_rate(
+        nn.Sequential(run.normalize, run.trained),
+        build_optimizer(run.model, recipe.optimizer),
+        run.criterion,
+        run.train_loader,
+        recipe.lr_finder,
+        resolution=recipe.data.resolution,
+        grad_accum_steps=recipe.data.grad_accum_steps,
+        precision=choose_precision(recipe.precision.mode, run.ranks.device),
+        ranks=run.ranks,
+    )
+    use = recipe.lr_finder.use and result.choice is not None
+    if use and result.choice is not None:
+        run.schedule.peak_lr = result.choice
+    if run.ranks.is_primary:
+        save_result(result, run.folder, run.schedule.peak_lr)
+        found = "no choice" if result.choice is None else f"{result.choice:.3g}"
+        run.console.say(
+            f"learning-rate finder: {found} ({result.reason}); training with peak_lr {run.schedule.peak_lr:.3g}"
+            + ("" if use else " of the recipe")
+        )
+        if run.mlflow is not None:
+            run.mlflow.log_metrics({"peak_lr": run.schedule.peak_lr}, 0)
+            run.mlflow.log_file(run.folder / "lr_finder.png")
+
+
+def _tags(run: Run) -> dict[str, str]:
+    return {
+        "dataset": str(run.recipe.data.path.name),
+        "hardware": describe_hardware(run.ranks),
+        "run_folder": str(run.folder.resolve()),
+        "weights_at_start": "pretrained" if run.recipe.model.pretrained else "random",
+        "price": run.price.source if run.price else "",
+    }
+
+
+__all__ = ["Progress", "Run", "state_sha256", "train"]

@@ -1,0 +1,92 @@
+"""Stopping in good order: a signal raises a flag, ranks agree on it, the loop acts at the same step.
+
+The agreement is a reduction launched in every step and read a fixed number of steps later, so that no step
+waits for it.
+
+Example:
+    >>> stop = StopFlag(ranks)
+    >>> stop.install()
+    >>> for step in range(num_steps):
+    ...     reason = stop.agree(loss)
+    ...     if reason is not None: break
+"""
+
+from __future__ import annotations
+
+import signal
+from collections import deque
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from train.distributed import Ranks
+
+READ_AFTER_STEPS = 2
+# A number travels; all ranks know its meaning, and the largest wins.
+REASONS = {1: "signal", 2: "non-finite loss"}
+NON_FINITE = 2
+
+Pending = tuple[torch.Tensor, "dist.Work | torch.cuda.Event | None"]
+
+
+class StopFlag:
+    """The flag of this rank and its agreed value."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._raised = 0
+        self._pending: deque[Pending] = deque()
+        self.signal_name: str | None = None
+
+    def install(self) -> None:
+        """Raise the flag on SIGTERM and SIGINT; a second SIGINT ends the process at once."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.signal_name == "SIGINT":
+            raise KeyboardInterrupt
+        self.signal_name = signal.Signals(number).name
+        self._raised = 1
+
+    def agree(self, loss: torch.Tensor) -> str | None:
+        """Call once a step on every rank; the reason to stop, on all ranks at the same step, or None.
+
+        Args:
+            loss: of this step and rank, 0-dimensional on the device; a non-finite one is a reason to stop.
+        """
+        self._pending.append(self._launch(loss))
+        if len(self._pending) <= READ_AFTER_STEPS:
+            return None
+        return REASONS.get(_read(self._pending.popleft()))
+
+    def _launch(self, loss: torch.Tensor) -> Pending:
+        # Decided on the device: asking the host whether the loss is finite would stall the step.
+        raised = torch.full_like(loss, self._raised, dtype=torch.int32)
+        flag = torch.where(torch.isfinite(loss.detach()), raised, NON_FINITE).reshape(1)
+        if self._ranks.device.type != "cuda":
+            several = self._ranks.world_size > 1
+            return flag, dist.all_reduce(flag, dist.ReduceOp.MAX, async_op=True) if several else None
+        if self._ranks.world_size > 1:
+            dist.all_reduce(flag, dist.ReduceOp.MAX)
+        on_host = torch.empty(1, dtype=torch.int32, pin_memory=True)
+        on_host.copy_(flag, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        return on_host, event
+
+    def drain(self) -> str | None:
+        """Read all that is under way; the gravest reason among it, or None."""
+        codes = [_read(pending) for pending in self._pending]
+        self._pending.clear()
+        return REASONS.get(max(codes, default=0))
+
+
+def _read(pending: Pending) -> int:
+    flag, done = pending
+    if isinstance(done, torch.cuda.Event):
+        done.synchronize()
+    elif done is not None:
+        done.wait()
+    return int(flag.item())

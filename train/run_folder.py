@@ -1,0 +1,99 @@
+"""`runs/<name>/`: which folder a training writes to, and whether it goes on with what is there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ValidationError
+
+from data_prep.storage import write_atomically
+from train.config import Recipe, dump_recipe, flatten
+
+RECIPE_NAME = "recipe.yaml"
+STATUS_NAME = "status.json"
+SUMMARY_NAME = "summary.json"
+METRICS_NAME = "metrics.jsonl"
+
+# What may differ when a run is taken up again: where and how it runs, never what it computes.
+FREE_KEYS = (
+    "expected",
+    "run.",
+    "data.path",
+    "data.loader",
+    "data.num_workers",
+    "checkpoint.",
+    "tracking.",
+    "budget.",
+)
+
+
+def open_run_folder(recipe: Recipe, default_name: str) -> Path:
+    """The folder of this training, made or found, with `recipe.yaml` in it.
+
+    An unfinished run of that name goes on. A finished one is left alone: with no `run.name` given, the next
+    free `name-2` is taken.
+
+    Raises:
+        ValueError: the named run is finished, or was started with another recipe; names the differences.
+    """
+    name = recipe.run.name or default_name
+    folder = recipe.run.folder / name
+    number = 2
+    while is_finished(folder):
+        if recipe.run.name is not None:
+            raise ValueError(f"run {name} in {recipe.run.folder} is finished: choose another run.name")
+        folder = recipe.run.folder / f"{name}-{number}"
+        number += 1
+    differences = recipe_differences(folder, recipe)
+    if differences:
+        raise ValueError(
+            f"run {folder.name} was started with another recipe ({'; '.join(differences[:5])}): choose another "
+            "run.name, or go back to that recipe"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / STATUS_NAME).unlink(missing_ok=True)
+    write_atomically(folder / RECIPE_NAME, dump_recipe(recipe).encode())
+    return folder
+
+
+def is_finished(folder: Path) -> bool:
+    return read_status(folder).get("status") == "finished"
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """`status.json`, or an empty dict."""
+    try:
+        status = json.loads((folder / STATUS_NAME).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return {}
+    return status if isinstance(status, dict) else {}
+
+
+def write_status(folder: Path, status: Literal["finished", "restart", "failed"], reason: str) -> None:
+    """Tell whoever launched this run what to do now; torchrun's exit code cannot."""
+    content = {"status": status, "reason": reason}
+    write_atomically(folder / STATUS_NAME, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def recipe_differences(folder: Path, recipe: Recipe) -> list[str]:
+    """`key: was 1, now 2` for all that decides the result; empty for a new folder."""
+    path = folder / RECIPE_NAME
+    if not path.is_file():
+        return []
+    try:
+        former = Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, ValidationError):
+        return [f"{path} cannot be read"]
+    before, now = (flatten(r.model_dump(mode="json")) for r in (former, recipe))
+    return [
+        f"{key}: was {before.get(key)}, now {now.get(key)}"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key) and not key.startswith(FREE_KEYS)
+    ] + (
+        []
+        if former.run.seed == recipe.run.seed
+        else [f"run.seed: was {former.run.seed}, now {recipe.run.seed}"]
+    )

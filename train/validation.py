@@ -1,0 +1,77 @@
+"""Exact top-1, top-5 and loss over a split: every sample counts once, at any world size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from train.data.batch import Normalize
+from train.data.loaders import Loader
+from train.distributed import Ranks
+
+
+@dataclass(frozen=True)
+class ValidationResult:
+    """Fractions and mean cross-entropy over `num_samples` samples; `correct` are the counts behind them."""
+
+    top1: float
+    top5: float
+    loss: float
+    num_samples: int
+    correct: tuple[int, int]
+
+
+def count_topk(logits: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
+    """How many samples have their label among the k largest logits; a 0-dimensional tensor, no host sync.
+
+    Of equal logits the lower label comes first, as with argmax and in `evaluation.metrics`: under bf16, ties
+    are not rare. A row with a NaN is wrong, so that a broken model scores zero.
+
+    Args:
+        logits: shape (n, classes). labels: int64, shape (n,).
+    """
+    own = logits.gather(1, labels[:, None])
+    lower_label = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
+    before = (logits > own) | ((logits == own) & lower_label)
+    return ((before.sum(1) < k) & logits.isfinite().all(1)).sum()
+
+
+@torch.inference_mode()
+def validate(
+    model: nn.Module,
+    loader: Loader,
+    normalize: Normalize,
+    ranks: Ranks,
+    resolution: int,
+    autocast: torch.autocast,
+) -> ValidationResult:
+    """Evaluate the unwrapped `model` on all of the loader's split; the same result on every rank.
+
+    BatchNorm statistics must be equal on all ranks before (`Ranks.average_buffers`).
+    """
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(4, dtype=torch.float64, device=ranks.device)
+    for batch in loader.epoch(0, resolution=resolution):
+        images = batch.images.to(ranks.device, non_blocking=True)
+        labels = batch.labels.to(ranks.device, non_blocking=True)
+        with autocast:
+            logits = model(normalize(images))
+        logits = logits.float()
+        loss = functional.cross_entropy(logits, labels, reduction="sum")
+        correct = [count_topk(logits, labels, k) for k in (1, 5)]
+        sums += torch.stack([*correct, loss, torch.tensor(len(labels), device=ranks.device)]).double()
+    model.train(was_training)
+    correct1, correct5, total_loss, count = ranks.sum(sums.tolist())
+    if count != loader.num_samples:
+        raise RuntimeError(f"validation saw {count:.0f} samples of {loader.num_samples}: please report this")
+    return ValidationResult(
+        top1=correct1 / count,
+        top5=correct5 / count,
+        loss=total_loss / count,
+        num_samples=round(count),
+        correct=(round(correct1), round(correct5)),
+    )
