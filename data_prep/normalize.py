@@ -107,6 +107,8 @@ def image_kind(content: bytes) -> str | None:
 def _decode_jpeg(content: bytes) -> np.ndarray:
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(content, strict=False)
+    except KeyError:
+        return _decode_other(content, "JPEG")  # a chroma subsampling that simplejpeg has no name for
     except ValueError as error:
         raise Rejected(f"broken JPEG: {_reason(error)}") from None
     if height * width > MAX_PIXELS:

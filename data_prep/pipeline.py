@@ -23,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
-from tqdm import tqdm
 
 from data_prep import __version__
 from data_prep.manifest import (
@@ -39,6 +38,7 @@ from data_prep.manifest import (
     save_manifest,
 )
 from data_prep.normalize import NormalizedImage, Rejected, normalize
+from data_prep.progress import progress_bar
 from data_prep.sources import Sample, Source
 from data_prep.storage import crc32c, exclusive_lock, sha256_file, sync_folder, write_atomically
 from data_prep.writers.beton import BetonWriter
@@ -168,7 +168,7 @@ def _prepare_split(
     allowed = int(options.max_bad_fraction * len(source.samples))
     with (
         BetonWriter(partial, capacity=len(samples)) as writer,
-        tqdm(total=len(samples), desc=f"prepare {split}", unit="img", disable=not options.progress) as bar,
+        progress_bar(len(samples), f"prepare {split}", options.progress) as bar,
     ):
         for sample, result in _normalized(samples, options):
             bar.update()

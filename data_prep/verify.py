@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from tqdm import tqdm
 
 from data_prep.manifest import (
     INDEX_DTYPE,
@@ -18,6 +17,7 @@ from data_prep.manifest import (
     load_keys,
     load_manifest,
 )
+from data_prep.progress import progress_bar
 from data_prep.storage import crc32c, sha256_file
 from data_prep.writers.beton import read_beton_tables
 
@@ -94,20 +94,27 @@ def _verify_beton(path: Path, rows: np.ndarray) -> list[str]:
 def _verify_samples(path: Path, rows: np.ndarray, split: str, decode: bool, progress: bool) -> list[str]:
     faults: list[str] = []
     content = np.memmap(path, np.uint8, "r")
-    for sample_id, row in enumerate(tqdm(rows, desc=f"verify {split}", unit="img", disable=not progress)):
-        jpeg = content[int(row["offset"]) : int(row["offset"]) + int(row["length"])].tobytes()
-        if crc32c(jpeg) != row["crc32c"]:
-            faults.append(f"sample {sample_id} of split {split} is damaged (its CRC-32C differs)")
-        elif decode:
-            try:
-                shape = simplejpeg.decode_jpeg(jpeg, strict=True).shape
-                if shape != (row["height"], row["width"], 3):
-                    faults.append(f"sample {sample_id} of split {split} has not the size that the index says")
-            except ValueError as error:
-                faults.append(f"sample {sample_id} of split {split} cannot be decoded ({error})")
-        if len(faults) > MAX_FAULTS:
-            break
+    with progress_bar(len(rows), f"verify {split}", progress) as bar:
+        for sample_id, row in enumerate(rows):
+            jpeg = content[int(row["offset"]) : int(row["offset"]) + int(row["length"])].tobytes()
+            if fault := _sample_fault(jpeg, row, decode):
+                faults.append(f"sample {sample_id} of split {split} {fault}")
+                if len(faults) > MAX_FAULTS:
+                    break
+            bar.update()
     return faults
+
+
+def _sample_fault(jpeg: bytes, row: np.void, decode: bool) -> str | None:
+    if crc32c(jpeg) != row["crc32c"]:
+        return "is damaged (its CRC-32C differs)"
+    if not decode:
+        return None
+    try:
+        shape = simplejpeg.decode_jpeg(jpeg, strict=True).shape
+    except ValueError as error:
+        return f"cannot be decoded ({error})"
+    return None if shape == (row["height"], row["width"], 3) else "has not the size that the index says"
 
 
 def _verify_counts(folder: Path, manifest: Manifest) -> list[str]:

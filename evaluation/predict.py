@@ -16,9 +16,9 @@ import torch
 import yaml
 from pydantic import ValidationError
 from torch import nn
-from tqdm import tqdm
 
 from data_prep.manifest import load_manifest
+from data_prep.progress import progress_bar
 from evaluation.metrics import Predictions
 from train.checkpoint import load_checkpoint
 from train.config import Recipe
@@ -105,7 +105,7 @@ def predict(
         source = build_loader(loader, replace(plan, split=split, is_training=False))
         logits, labels, ids = [], [], []
         side = resolution or recipe.validation_resolution
-        with tqdm(total=source.num_samples, desc="evaluate", unit="img", disable=not progress) as bar:
+        with progress_bar(source.num_samples, "evaluate", progress) as bar:
             for batch in source.epoch(0, resolution=side):
                 images = batch.images.to(trained.device, non_blocking=True)
                 with autocast:

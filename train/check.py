@@ -100,8 +100,8 @@ def _shard_faults(folder: Path, manifest: Manifest, split: str) -> list[str]:
         if crc32c(jpeg) != row["crc32c"]:
             key = load_keys(folder, manifest, split)[sample_id]  # type: ignore[arg-type]
             return [
-                f"{folder / entry.shards[row['shard']].name} is damaged at sample {sample_id} ({key}): its bytes "
-                "are not those that were prepared; copy the data set again, or prepare it again"
+                f"{folder / entry.shards[row['shard']].name} is damaged at sample {sample_id} ({key}): its "
+                "bytes are not those that were prepared; copy the data set again, or prepare it again"
             ]
     return []
 

@@ -234,7 +234,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        faults += [_sentence(fault) for fault in error.errors()]
+        faults += [_sentence(fault) for fault in _innermost(error.errors())]
     if faults or recipe is None:
         raise RecipeError(str(path), faults)
     return recipe
@@ -308,9 +308,21 @@ def _child(node: Any, part: str) -> Any:
         child = node[int(part)] if part.isdigit() and int(part) < len(node) else None
         return child if isinstance(child, dict | list) else None
     if node.get(part) is None:
+        if part.isdigit():
+            return None
         node[part] = {}
     child = node[part]
     return child if isinstance(child, dict | list) else None
+
+
+def _innermost(faults: list[Any]) -> list[Any]:
+    """Leave out faults that only follow from one inside them (a list is too short for its bad member)."""
+    places = [tuple(fault["loc"]) for fault in faults]
+    return [
+        fault
+        for fault, place in zip(faults, places, strict=True)
+        if not any(len(other) > len(place) and other[: len(place)] == place for other in places)
+    ]
 
 
 def _sentence(fault: Any) -> str:

@@ -87,7 +87,11 @@ def find_learning_rate(
     batches = _EndlessBatches(loader, resolution)
     # The library draws its bar and speaks on every rank; only the primary shall.
     library.tqdm = functools.partial(
-        tqdm, desc="learning-rate finder", unit="step", disable=not ranks.is_primary, leave=False
+        tqdm,
+        desc="learning-rate finder",
+        unit="step",
+        leave=False,
+        disable=None if ranks.is_primary else True,  # None: not where there is no terminal
     )
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(_NonFinite):
         finder.range_test(

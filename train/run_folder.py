@@ -50,8 +50,8 @@ def open_run_folder(recipe: Recipe, default_name: str) -> Path:
     differences = recipe_differences(folder, recipe)
     if differences:
         raise ValueError(
-            f"run {folder.name} was started with another recipe ({'; '.join(differences[:5])}): choose another "
-            "run.name, or go back to that recipe"
+            f"run {folder.name} was started with another recipe ({'; '.join(differences[:5])}): choose "
+            "another run.name, or go back to that recipe"
         )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / STATUS_NAME).unlink(missing_ok=True)

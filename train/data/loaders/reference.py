@@ -1,7 +1,4 @@
-"""The judge among the loaders: torch's DataLoader, torchvision's decoder and resize, nothing clever.
-
-Interpolation: bilinear with antialiasing (a triangle filter as wide as the reduction).
-"""
+"""The judge among the loaders: torch DataLoader, torchvision decoder, area interpolation, nothing clever."""
 
 from __future__ import annotations
 
@@ -11,10 +8,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.io import ImageReadMode, decode_jpeg
-from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from train.data.loaders.base import Loader, LoaderPlan, Request
+from train.data.resize import resize_area
 
 
 class ReferenceLoader(Loader):
@@ -38,7 +35,16 @@ class ReferenceLoader(Loader):
         if self._loader is None:
             raise RuntimeError("this loader is closed")
         self._sampler.requests = requests
-        yield from self._loader
+        batches = iter(self._loader)
+        for request in requests:
+            try:
+                images = next(batches)
+            except RuntimeError:
+                # Most likely damaged bytes: say which sample, rather than what the decoder made of it.
+                self._intact[request.sample_ids] = False
+                self._check_bytes(request.sample_ids)
+                raise
+            yield images
 
     def close(self) -> None:
         self._loader = None  # its workers end with it
@@ -77,8 +83,9 @@ class _JpegDataset(Dataset):
             stored = self._content[row["shard"]][offset : offset + int(row["length"])]
             pixels = decode_jpeg(torch.from_numpy(np.array(stored)), ImageReadMode.RGB)
             top, left, height, width = box.tolist()
-            pixels = functional.resized_crop(
-                pixels, top, left, height, width, [side, side], InterpolationMode.BILINEAR, antialias=True
+            crop = functional.crop(pixels, top, left, height, width)
+            resized = resize_area(crop.permute(1, 2, 0), side)
+            image.copy_(
+                functional.horizontal_flip(resized.permute(2, 0, 1)).permute(1, 2, 0) if flip else resized
             )
-            image.copy_((pixels.flip(-1) if flip else pixels).permute(1, 2, 0))
         return images

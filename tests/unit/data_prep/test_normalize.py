@@ -1,0 +1,128 @@
+"""Strange files: each is either made into an honest RGB JPEG, or rejected with a reason."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image
+
+from data_prep.manifest import ImageSettings
+from data_prep.normalize import Rejected, decode, normalize
+from tests.conftest import class_image
+
+SETTINGS = ImageSettings()
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    return class_image(1, 7, 120, 80)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_kind_is_told_by_magic_bytes(picture: Image.Image, kind: str) -> None:
+    result = normalize(encoded(picture, kind), SETTINGS)
+    assert (result.width, result.height) == (120, 80)
+    pixels = simplejpeg.decode_jpeg(result.jpeg, strict=True)
+    difference = np.abs(pixels.astype(int) - np.asarray(picture)).mean()
+    assert difference < (30 if kind == "GIF" else 12)  # GIF keeps 256 colours, chroma is halved
+
+
+def test_result_is_baseline_rgb_jpeg(picture: Image.Image) -> None:
+    jpeg = normalize(encoded(picture, "JPEG", progressive=True), SETTINGS).jpeg
+    with Image.open(io.BytesIO(jpeg)) as image:
+        assert image.format == "JPEG" and image.mode == "RGB" and "progressive" not in image.info
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "LA", "I;16"])
+def test_colour_modes_become_rgb(picture: Image.Image, mode: str) -> None:
+    if mode == "I;16":
+        grey = np.asarray(picture.convert("L")).astype(np.uint16) * 257
+        image = Image.fromarray(grey)
+    else:
+        image = picture.convert(mode)
+    pixels = decode(encoded(image, "JPEG" if mode == "CMYK" else "PNG"))
+    assert pixels.shape == (80, 120, 3)
+    expected = np.asarray(picture if mode in ("CMYK", "P") else picture.convert("L").convert("RGB"))
+    if mode == "1":
+        assert set(np.unique(pixels)) == {0, 255}
+    else:
+        assert np.abs(pixels.astype(int) - expected).mean() < 20
+
+
+def test_transparency_is_put_on_white() -> None:
+    image = Image.new("RGBA", (40, 40), (255, 0, 0, 0))
+    assert (decode(encoded(image, "PNG")) == 255).all()
+
+
+def test_exif_orientation_is_kept_as_stored(picture: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by a quarter
+    result = normalize(encoded(picture, "JPEG", exif=exif), SETTINGS)
+    assert (result.width, result.height) == (120, 80)
+
+
+def test_resolution_cap_shrinks_the_longest_side_and_never_enlarges() -> None:
+    wide = normalize(encoded(class_image(0, 1, 900, 300), "JPEG"), SETTINGS)
+    assert (wide.width, wide.height) == (500, 167)
+    small = normalize(encoded(class_image(0, 1, 30, 20), "JPEG"), SETTINGS)
+    assert (small.width, small.height) == (30, 20)
+
+
+def test_extreme_sizes() -> None:
+    thin = normalize(encoded(Image.new("RGB", (2000, 1)), "PNG"), SETTINGS)
+    assert (thin.width, thin.height) == (500, 1)
+    tiny = normalize(encoded(Image.new("RGB", (1, 1)), "JPEG"), SETTINGS)
+    assert (tiny.width, tiny.height) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda jpeg: b"", "empty"),
+        (lambda jpeg: b"<html>not found</html>", "not an image"),
+        (lambda jpeg: bytes(len(jpeg)), "not an image"),
+        (lambda jpeg: jpeg[:20], "broken JPEG"),
+        (lambda jpeg: jpeg[: len(jpeg) // 2], "broken JPEG"),
+        (lambda jpeg: jpeg[:-200], "broken JPEG"),
+        (lambda jpeg: jpeg[:1500] + bytes(500) + jpeg[2000:], "broken JPEG"),
+        (lambda jpeg: jpeg[:1500] + bytes(len(jpeg) - 1500), "broken JPEG"),
+    ],
+)
+def test_damaged_jpegs_are_rejected(picture: Image.Image, damage, reason: str) -> None:  # type: ignore[no-untyped-def]
+    # libjpeg itself would only warn about most of these, and fill in grey.
+    with pytest.raises(Rejected, match=reason):
+        normalize(damage(encoded(class_image(2, 3, 200, 150), "JPEG")), SETTINGS)
+
+
+def test_truncated_png_is_rejected(picture: Image.Image) -> None:
+    with pytest.raises(Rejected, match="broken PNG"):
+        normalize(encoded(picture, "PNG")[:-300], SETTINGS)
+
+
+def test_stray_bytes_before_the_end_are_harmless(picture: Image.Image) -> None:
+    jpeg = encoded(picture, "JPEG")
+    padded = jpeg[:-2] + b"\x00\x00\x00" + jpeg[-2:]
+    assert normalize(padded, SETTINGS).width == 120
+
+
+def test_decompression_bomb_is_rejected_unread() -> None:
+    header = bytearray(encoded(Image.new("RGB", (8, 8)), "JPEG"))
+    frame = header.index(b"\xff\xc0")
+    header[frame + 5 : frame + 9] = (65000).to_bytes(2, "big") * 2  # says that it is 65,000 × 65,000
+    with pytest.raises(Rejected, match="pixels"):
+        normalize(bytes(header), SETTINGS)
+
+
+def test_statistics_are_those_of_the_pixels() -> None:
+    result = normalize(encoded(Image.new("RGB", (64, 64), (255, 128, 0)), "PNG"), SETTINGS)
+    assert result.channel_mean == pytest.approx((1, 128 / 255, 0), abs=0.01)
+    assert result.channel_square_mean == pytest.approx((1, (128 / 255) ** 2, 0), abs=0.01)

@@ -1,0 +1,114 @@
+"""Layouts are recognised, splits are sound, and bad sources get one clear sentence."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from data_prep.sources import open_source
+
+
+def touch(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+
+
+def test_image_folder(tmp_path: Path) -> None:
+    for name in ("train/b/1.jpg", "train/a/x/2.JPEG", "val/a/3.jpg", "val/b/4.jpg", "train/a/.hidden"):
+        touch(tmp_path / name)
+    source = open_source(tmp_path)
+    assert source.layout == "image-folder"
+    assert source.class_names == ("a", "b")
+    assert [(s.key, s.label, s.split) for s in source.samples] == [
+        ("train/a/x/2.JPEG", 0, "train"),
+        ("train/b/1.jpg", 1, "train"),
+        ("val/a/3.jpg", 0, "val"),
+        ("val/b/4.jpg", 1, "val"),
+    ]
+
+
+@pytest.mark.parametrize("val_name", ["valid", "validation", "test"])
+def test_other_names_of_val(tmp_path: Path, val_name: str) -> None:
+    for name in ("train/a/1.jpg", "train/b/1.jpg", f"{val_name}/a/2.jpg", f"{val_name}/b/2.jpg"):
+        touch(tmp_path / name)
+    assert open_source(tmp_path).count("val") == 2
+
+
+def test_intel_also_nested(tmp_path: Path) -> None:
+    for name in ("seg_train/seg_train/sea/1.jpg", "seg_train/seg_train/ice/1.jpg", "seg_test/sea/2.jpg"):
+        touch(tmp_path / name)
+    source = open_source(tmp_path)
+    assert source.layout == "intel" and source.class_names == ("ice", "sea") and source.count("val") == 1
+
+
+def test_category_in_filename(tmp_path: Path) -> None:
+    touch(tmp_path / "360 Rocks" / "I_Andesite_01.jpg")
+    touch(tmp_path / "360 Rocks" / "S_Rock Gypsum_12.jpg")
+    touch(tmp_path / "120 Rocks" / "I_Andesite_1_120.jpg")
+    touch(tmp_path / "120 Rocks" / "S_Rock Gypsum_4_120.jpg")
+    touch(tmp_path / "human" / "mds_360.txt")
+    source = open_source(tmp_path)
+    assert source.class_names == ("I_Andesite", "S_Rock Gypsum")
+    assert Counter(s.split for s in source.samples) == {"train": 2, "val": 2}
+
+
+def flat(root: Path, **counts: int) -> Path:
+    for name, count in counts.items():
+        for number in range(count):
+            touch(root / name / f"{number}.jpg")
+    return root
+
+
+def test_flat_folder_splits_each_class(tmp_path: Path) -> None:
+    source = open_source(flat(tmp_path, a=10, b=50), val_fraction=0.2)
+    counts = Counter((s.label, s.split) for s in source.samples)
+    assert counts == {(0, "train"): 8, (0, "val"): 2, (1, "train"): 40, (1, "val"): 10}
+
+
+def test_split_is_seeded_and_keyed_by_class(tmp_path: Path) -> None:
+    flat(tmp_path, a=20, b=20)
+    first, again, other = (open_source(tmp_path, seed=seed) for seed in (0, 0, 1))
+    val = [{s.key for s in source.samples if s.split == "val"} for source in (first, again, other)]
+    assert val[0] == val[1] != val[2]
+    flat(tmp_path, c=20)
+    assert {s.key for s in open_source(tmp_path).samples if s.split == "val" and s.label < 2} == val[0]
+
+
+def test_class_too_small_to_split_stays_in_train_with_a_warning(tmp_path: Path) -> None:
+    source = open_source(flat(tmp_path, a=1, b=10))
+    assert [s.split for s in source.samples if s.label == 0] == ["train"]
+    assert len(source.warnings) == 1 and "'a'" in source.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("counts", "sentence"),
+    [
+        ({}, "no known layout"),
+        ({"only": 5}, "only one class"),
+    ],
+)
+def test_unusable_sources_are_named(tmp_path: Path, counts: dict[str, int], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        open_source(flat(tmp_path, **counts))
+
+
+def test_missing_folder_and_empty_class(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="does not exist"):
+        open_source(tmp_path / "nowhere")
+    (flat(tmp_path, a=5, b=5) / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"class .empty. .* has no files"):
+        open_source(tmp_path)
+
+
+def test_class_without_training_images(tmp_path: Path) -> None:
+    for name in ("train/a/1.jpg", "train/b/1.jpg", "val/c/1.jpg"):
+        touch(tmp_path / name)
+    with pytest.raises(ValueError, match="class 'c' has no training images"):
+        open_source(tmp_path)
+
+
+def test_unknown_layout_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="did you mean flat-folder"):
+        open_source(flat(tmp_path, a=1, b=1), layout="flat_folder")

@@ -1,0 +1,100 @@
+"""Recipes: strict keys, all faults at once, overrides, no code from YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from train.__main__ import main
+from train.config import RecipeError, dump_recipe, flatten, load_recipe
+
+
+def recipe_file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_unknown_key_names_the_nearest(tmp_path: Path) -> None:
+    path = recipe_file(tmp_path, "data: {path: x, resolutoin: 64}")
+    with pytest.raises(RecipeError, match=r"data\.resolutoin: unknown key; did you mean resolution\?"):
+        load_recipe(path)
+
+
+def test_three_mistakes_are_reported_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = """
+    data: {path: x, global_batch_size: many}
+    optimizer: {peek_lr: 0.1}
+    schedule: {phases: [{kind: one_cycle, epochs: 0}]}
+    """
+    path = recipe_file(tmp_path, text)
+    assert main(["check", str(path)]) == 1
+    message = capsys.readouterr().err
+    assert "3 fault(s)" in message and "Traceback" not in message
+    for part in ("data.global_batch_size", "optimizer.peek_lr: unknown key; did you mean peak_lr?"):
+        assert part in message
+    assert "schedule.phases.0.epochs: should be greater than 0" in message
+
+
+def test_overrides_reach_sections_and_phases(tmp_path: Path) -> None:
+    path = recipe_file(tmp_path, "data: {path: x}\nschedule: {phases: [{kind: one_cycle, epochs: 4}]}")
+    changes = ["data.path=data/intel", "optimizer.peak_lr=1e-2", "schedule.phases.0.epochs=2", "run.name=a-1"]
+    recipe = load_recipe(path, changes)
+    assert recipe.data.path == Path("data/intel") and recipe.optimizer.peak_lr == 0.01
+    assert recipe.num_epochs == 2 and recipe.run.name == "a-1"
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("data.path", "not of the form"),
+        ("optimizer.peak_lr=-1", "greater than 0"),
+        ("model.library=keras", "'timm' or 'torchvision'"),
+        ("schedule.phases.7.epochs=1", "no '7'"),
+        ("modell.name=x", "modell: unknown key; did you mean model?"),
+        ("optimizer.peak_lr=.nan", "finite"),
+        ("run.name=../x", "pattern"),
+        ("lr_finder.use=true", "needs enabled"),
+        ("data.crop_scale=[0.5,0.2]", "crop_scale must be"),
+    ],
+)
+def test_bad_overrides(tmp_path: Path, override: str, sentence: str) -> None:
+    with pytest.raises(RecipeError, match=sentence.replace(".", r"\.")):
+        load_recipe(recipe_file(tmp_path, "data: {path: x}"), [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "is no recipe"),
+        ("- a", "is no recipe"),
+        ("data: {path: x", "no valid YAML"),
+        ("model: {name: resnet18}", "data.path is missing"),
+        ("data: !!python/object/apply:os.system ['true']", "no valid YAML"),
+        ("data: {path: x}\nschedule: {phases: []}", "at least 1"),
+        ("data: {path: x}\nschedule: {phases: [{kind: plateau, epochs: 1.5}]}", "whole"),
+    ],
+)
+def test_bad_files(tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(RecipeError, match=sentence):
+        load_recipe(recipe_file(tmp_path, text))
+
+
+def test_missing_file_names_the_nearest() -> None:
+    with pytest.raises(RecipeError, match=r"did you mean .*demo\.yaml\?"):
+        load_recipe(ROOT / "configs" / "dmeo.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_recipes_are_valid_and_short(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(path)
+    assert len(path.read_text().splitlines()) <= 40
+    copy = recipe_file(tmp_path, dump_recipe(recipe))
+    assert load_recipe(copy) == recipe
+
+
+def test_flatten() -> None:
+    tree = {"a": {"b": 1}, "c": [{"d": 2}], "e": [3, 4]}
+    assert flatten(tree) == {"a.b": 1, "c.0.d": 2, "e": [3, 4]}

@@ -1,0 +1,51 @@
+"""Area interpolation, as OpenCV's INTER_AREA defines it: the one that every loader uses.
+
+Shrinking, a pixel of the result is the mean of the area it covers, fractions of pixels counted as such. If
+either side grows, both are interpolated linearly between neighbours, at OpenCV's coordinates. Both are
+separable: a matrix for the rows, another for the columns.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+
+def resize_area(pixels: torch.Tensor, side: int) -> torch.Tensor:
+    """Resize to a square.
+
+    Args:
+        pixels: uint8, shape (height, width, 3).
+        side: of the result, in pixels.
+
+    Returns:
+        uint8, shape (side, side, 3).
+    """
+    height, width, channels = pixels.shape
+    shrinks = height >= side and width >= side
+    rows, columns = _weights(height, side, shrinks), _weights(width, side, shrinks)
+    # Rows, then columns; turned in between, so that both are one large matrix product.
+    turned = (rows @ pixels.reshape(height, -1).float()).reshape(side, width, channels).transpose(0, 1)
+    resized = (columns @ turned.reshape(width, -1)).reshape(side, side, channels).transpose(0, 1)
+    return resized.round_().clamp_(0, 255).to(torch.uint8).contiguous()
+
+
+@functools.lru_cache(maxsize=1024)
+def _weights(size: int, side: int, shrinks: bool) -> torch.Tensor:
+    """Weights of `size` pixels in each of `side` results: float32, shape (side, size), rows sum to 1."""
+    scale = size / side
+    place = torch.arange(side, dtype=torch.float64)
+    if shrinks:
+        begin, end = place * scale, (place + 1) * scale
+        pixel = torch.arange(size, dtype=torch.float64)
+        covered = torch.minimum(end[:, None], pixel + 1) - torch.maximum(begin[:, None], pixel)
+        return (covered.clamp(min=0) / scale).float()
+    first = (place * scale).floor()
+    fraction = (place + 1) - (first + 1) / scale
+    fraction = torch.where(fraction <= 0, 0, fraction - fraction.floor())
+    weights = torch.zeros(side, size, dtype=torch.float64)
+    positions = torch.arange(side)
+    weights[positions, first.long().clamp(max=size - 1)] += 1 - fraction
+    weights[positions, (first.long() + 1).clamp(max=size - 1)] += fraction
+    return weights.float()
