@@ -75,5 +75,14 @@ def _train(recipe: Recipe, default_name: str) -> int:
     return 0
 
 
+def _entry() -> None:
+    code = main()
+    if "WORLD_SIZE" not in os.environ:
+        sys.exit(code)
+    from train.distributed import exit_rank
+
+    exit_rank(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _entry()

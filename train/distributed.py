@@ -12,10 +12,11 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -140,6 +141,18 @@ def distributed(timeout_seconds: float = 600) -> Iterator[Ranks]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def exit_rank(code: int) -> NoReturn:
+    """End this process at once, its output flushed.
+
+    With torch 2.15 and gloo, ranks aborted in about one of four runs while the interpreter was torn down
+    ("terminate called without an active exception"), after all work was done; torchrun then takes the job
+    for failed and kills the other ranks. So there is no teardown.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def describe_hardware(ranks: Ranks) -> str:

@@ -10,7 +10,7 @@ import torch
 from data_prep.manifest import load_manifest
 from evaluation.predict import load_trained
 from train.data.loaders import LoaderPlan, build_loader
-from train.distributed import distributed
+from train.distributed import distributed, exit_rank
 from train.precision import build_autocast
 from train.validation import validate
 
@@ -26,3 +26,4 @@ with distributed() as ranks:
     loader.close()
     if ranks.is_primary:
         print("counts", result.num_samples, *result.correct)
+exit_rank(0)
