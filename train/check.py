@@ -26,7 +26,7 @@ def find_faults(recipe: Recipe, default_name: str, world_size: int | None = None
     """All faults of recipe, data, folder and machine that can be told without training."""
     faults: list[str] = []
 
-    def note(function, *arguments) -> None:  # type: ignore[no-untyped-def]
+    def note(function, *arguments) -> None:
         try:
             result = function(*arguments)
         except (ValueError, OSError) as error:

@@ -166,11 +166,11 @@ class _NonFinite(Exception):
 
 
 class _ReducedFinder(LRFinder):
-    def __init__(self, ranks: Ranks, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, ranks: Ranks, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self._ranks = ranks
 
-    def _train_batch(self, *args, **kwargs) -> float:  # type: ignore[no-untyped-def]
+    def _train_batch(self, *args, **kwargs) -> float:
         loss = super()._train_batch(*args, **kwargs)
         mean = self._ranks.sum([loss])[0] / self._ranks.world_size
         if not math.isfinite(mean):

@@ -144,12 +144,13 @@ def wrap_for_ddp(model: nn.Module, ranks: Ranks) -> DistributedDataParallel:
     """Gradients are averaged over ranks; BatchNorm statistics only before they are used."""
     parameters = inspect.signature(DistributedDataParallel).parameters
     # The argument got a new name in torch 2.15, and the old one warns there.
-    no_buffers = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
+    name = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
+    no_buffers: dict[str, Any] = {name: False}
     return DistributedDataParallel(
         model,
         device_ids=[ranks.local_rank] if ranks.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
-        **{no_buffers: False},
+        **no_buffers,
     )
 
 

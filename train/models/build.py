@@ -23,7 +23,7 @@ def build_model(config: ModelSection, num_classes: int) -> nn.Module:
     else:
         model = _from_torchvision(config, num_classes)
     if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
     return model
 
 

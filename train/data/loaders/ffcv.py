@@ -141,7 +141,7 @@ class _CropResizeFlip(SimpleRGBImageDecoder):
         loop = Compiler.get_iterator()
         address, num_bytes = self.table.ctypes.data, self.table.nbytes
 
-        def decode(batch_indices, storage, metadata, storage_state):  # type: ignore[no-untyped-def]
+        def decode(batch_indices, storage, metadata, storage_state):
             destination, scratch = storage
             table = numba.carray(cast_int_to_byte_ptr(address), (num_bytes,)).view(np.int32)
             for position in loop(len(batch_indices)):
