@@ -47,7 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error.filename or 'file system'}: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted: finished splits are kept; the same command goes on from there", file=sys.stderr)
+        kept = "finished splits are kept; " if options.command == "prepare" else ""
+        print(f"\ninterrupted: {kept}the same command can be run again", file=sys.stderr)
         return 130
 
 

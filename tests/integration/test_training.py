@@ -241,3 +241,21 @@ def test_check_names_a_truncated_checkpoint(
     )
     assert evaluated.returncode == 1 and "is truncated" in evaluated.stderr
     assert "Traceback" not in evaluated.stderr
+
+
+@pytest.mark.parametrize("changes", [{"mode: fp32": "mode: fp16"}, {"name: sgd": "name: adamw"}])
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_other_precisions_optimizers_and_libraries(
+    prepared: tuple[Path, Manifest], tmp_path: Path, changes: dict[str, str], library: str
+) -> None:
+    if library == "torchvision":
+        changes = changes | {
+            "library: timm, name: test_resnet": "library: torchvision, name: shufflenet_v2_x0_5"
+        }
+    recipe = write_recipe(tmp_path, prepared[0], **changes)
+    result = run("train", str(recipe), f"run.folder={tmp_path}", "data.grad_accum_steps=2")
+    assert result.returncode == 0, result.stderr
+    losses = [
+        row["loss"] for row in read_metrics(tmp_path / "tiny" / "metrics.jsonl") if row["split"] == "val"
+    ]
+    assert len(losses) == 3 and all(math.isfinite(loss) for loss in losses)
