@@ -31,7 +31,7 @@ class _PlainLines:
 
     def write(self, text: str) -> None:
         line = text.strip("\r\n ")
-        if line:
+        if line and "?" not in line:  # tqdm's first line, before there is a rate
             sys.stderr.write(line + "\n")
 
     def flush(self) -> None:

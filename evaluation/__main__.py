@@ -21,6 +21,7 @@ from data_prep.manifest import load_index, load_manifest
 from evaluation.metrics import topk_accuracy
 from evaluation.predict import TrainedModel, load_trained, predict
 from evaluation.report import ReportFiles, write_report
+from train.cost import find_price
 from train.run_folder import METRICS_NAME, SUMMARY_NAME
 from train.tracking.metrics_file import read_metrics
 from train.tracking.mlflow_run import add_to_run, tracking_uri
@@ -80,6 +81,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _details(trained: TrainedModel, options: argparse.Namespace) -> dict[str, str]:
     side = options.resolution or trained.recipe.validation_resolution
     ratio = trained.recipe.validation.crop_ratio
+    price = find_price(trained.recipe.budget)
     return {
         "checkpoint": str(options.checkpoint),
         "epoch": str(trained.progress["epoch"]),
@@ -88,6 +90,7 @@ def _details(trained: TrainedModel, options: argparse.Namespace) -> dict[str, st
         "resolution": f"{side} px",
         "crop": f"centre, {ratio:.0%} of the shorter side",
         "weights at the start": "pretrained" if trained.recipe.model.pretrained else "random",
+        "cost is counted at": f"${price.usd_per_hour:.2f} an hour ({price.source})" if price else "no price",
         "command": f"python -m evaluation {options.checkpoint} --data {options.data}",
     }
 

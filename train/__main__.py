@@ -57,7 +57,7 @@ def _check(recipe: Recipe, default_name: str, world_size: int | None) -> int:
 def _train(recipe: Recipe, default_name: str) -> int:
     from train.distributed import distributed
     from train.loop import train
-    from train.run_folder import open_run_folder, write_status
+    from train.run_folder import open_run_folder, read_status, write_status
 
     with distributed() as ranks:
         folder: Path | None = None
@@ -67,9 +67,13 @@ def _train(recipe: Recipe, default_name: str) -> int:
         except (ValueError, RuntimeError, OSError) as error:
             sentence = str(error) or type(error).__name__
             print(f"error (rank {ranks.rank}): {sentence}", file=sys.stderr, flush=True)
-            if folder is not None and ranks.is_primary:
+            # The first rank to fail knows why; the others only see it leave.
+            if folder is not None and read_status(folder).get("status") != "failed":
                 write_status(folder, "failed", sentence)
             return 1
+        except KeyboardInterrupt:
+            print("interrupted before the checkpoint was written: the one before it stands", file=sys.stderr)
+            return 130
         if summary is not None and ranks.is_primary:
             print(f"finished: final top-1 {summary['final_top1']:.2%}, summary in {folder / 'summary.json'}")
     return 0

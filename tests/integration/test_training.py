@@ -183,6 +183,19 @@ def test_rate_that_explodes_ends_in_a_sentence(prepared: tuple[Path, Manifest], 
     assert not list((tmp_path / "tiny").glob("checkpoints/*.pt"))
 
 
+def test_damaged_sample_ends_all_ranks_and_is_named(
+    prepared: tuple[Path, Manifest], copy_of_prepared: Callable[[], Path], tmp_path: Path
+) -> None:
+    folder = copy_of_prepared()
+    shard = bytearray((folder / "train.beton").read_bytes())
+    shard[(8 << 20) + 700] ^= 0xFF
+    (folder / "train.beton").write_bytes(shard)
+    result = run("train", str(write_recipe(tmp_path, folder)), f"run.folder={tmp_path}", num_ranks=2)
+    assert result.returncode != 0
+    status = read_json(tmp_path / "tiny" / "status.json")
+    assert status["status"] == "failed" and "sample 0 (train/class_" in status["reason"]
+
+
 def test_dead_tracking_server_costs_nothing_but_a_warning(
     prepared: tuple[Path, Manifest], tmp_path: Path
 ) -> None:
