@@ -8,8 +8,10 @@ python -m data_prep generate --out data/synthetic-source
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 from data_prep.manifest import ImageSettings, Manifest
 from data_prep.pipeline import PrepareOptions, prepare
@@ -31,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     generated.add_argument("--seed", type=int, default=0)
     generated.add_argument("--num-images", type=int, default=2000)
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _on_sigterm)  # leave as with Ctrl-C, and take the workers along
     try:
         if options.command == "prepare":
             return _run_prepare(options)
@@ -52,6 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 def _add_prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=Path, required=True, help="folder with the images")
     parser.add_argument("--out", type=Path, required=True, help="folder for the data set")
@@ -68,6 +75,8 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
 def _run_prepare(options: argparse.Namespace) -> int:
     if not 1 <= options.quality <= 100:
         raise ValueError(f"--quality is {options.quality}: it must be from 1 to 100")
+    if not 0 <= options.max_bad_fraction <= 1:
+        raise ValueError(f"--max-bad-fraction is {options.max_bad_fraction}: it must be from 0 to 1")
     if options.resolution_cap and not 8 <= options.resolution_cap <= 65535:
         raise ValueError(f"--resolution-cap is {options.resolution_cap}: it must be 0 or from 8 to 65535")
     source = open_source(options.source, options.layout, options.val_fraction, options.seed)

@@ -154,6 +154,11 @@ def load_index(folder: Path, manifest: Manifest, split: Literal["train", "val"])
     entry = manifest.splits[split]
     path = folder / entry.index.name
     check_size(path, entry.index)
+    # Labels, places and sizes come from here, so a wrong byte would train on garbage in silence.
+    if sha256_file(path) != entry.index.sha256:
+        raise ValueError(
+            f"{path} is damaged (its SHA-256 differs): copy it again, or prepare the data set again"
+        )
     try:
         index = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:

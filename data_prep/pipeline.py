@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import signal
+import stat
 import sys
+import threading
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -33,11 +36,10 @@ from data_prep.manifest import (
     ImageSettings,
     Manifest,
     SplitEntry,
-    check_size,
     load_manifest,
     save_manifest,
 )
-from data_prep.normalize import NormalizedImage, Rejected, normalize
+from data_prep.normalize import MAX_FILE_BYTES, NormalizedImage, Rejected, normalize
 from data_prep.progress import progress_bar
 from data_prep.sources import Sample, Source
 from data_prep.storage import crc32c, exclusive_lock, sha256_file, sync_folder, write_atomically
@@ -96,11 +98,14 @@ def prepare(source: Source, options: PrepareOptions) -> Manifest:
         for split in ("train", "val"):
             samples = [sample for sample in source.samples if sample.split == split]
             if split not in state.splits and samples:
-                state.splits[split] = _prepare_split(split, samples, source, options)
+                # One allowance for the whole source.
+                num_bad = sum(len(done.quarantined) for done in state.splits.values())
+                allowed = math.ceil(options.max_bad_fraction * len(source.samples)) - num_bad
+                state.splits[split] = _prepare_split(split, samples, source, options, allowed)
                 write_atomically(out / ".prepare-state.json", state.model_dump_json().encode())
         manifest = _build_manifest(source, options, state)
         quarantined = [line for split in state.splits.values() for line in split.quarantined]
-        lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in quarantined)
+        lines = "".join(json.dumps(line) + "\n" for line in quarantined)
         write_atomically(out / QUARANTINE_NAME, lines.encode())
         save_manifest(out, manifest)
         (out / ".prepare-state.json").unlink(missing_ok=True)
@@ -113,9 +118,12 @@ def fingerprint_of(source: Source, options: PrepareOptions) -> str:
     settings = options.images.model_dump_json()
     digest.update(f"{__version__}|{source.layout}|{settings}|{options.seed}|{source.class_names}".encode())
     for sample in source.samples:
-        status = sample.path.stat()
-        row = f"{sample.split}|{sample.label}|{sample.key}|{status.st_size}|{status.st_mtime_ns}\n"
-        digest.update(row.encode("utf-8", "surrogateescape"))
+        try:
+            status = sample.path.stat()
+            version = f"{status.st_size}|{status.st_mtime_ns}"
+        except OSError:
+            version = "unreadable"  # a link to nowhere: it will be quarantined
+        digest.update(f"{sample.split}|{sample.label}|{sample.key}|{version}\n".encode())
     return digest.hexdigest()
 
 
@@ -128,10 +136,16 @@ def _finished_manifest(out: Path, fingerprint: str) -> Manifest | None:
             f"{out} already holds a data set made from other files or settings: choose another --out, or "
             "delete that folder"
         )
-    for entry in manifest.splits.values():
-        for file in (*entry.shards, entry.index, entry.keys):
-            check_size(out / file.name, file)
-    return manifest
+    if all(_is_whole(out, entry) for entry in manifest.splits.values()):
+        return manifest
+    print(f"{out} is damaged: preparing it again", file=sys.stderr)
+    (out / MANIFEST_NAME).unlink()
+    return None
+
+
+def _is_whole(out: Path, entry: SplitEntry) -> bool:
+    files = (*entry.shards, entry.index, entry.keys)
+    return all((out / f.name).is_file() and sha256_file(out / f.name) == f.sha256 for f in files)
 
 
 def _load_state(out: Path, fingerprint: str) -> _State:
@@ -144,8 +158,7 @@ def _load_state(out: Path, fingerprint: str) -> _State:
     if state.fingerprint != fingerprint:
         return empty
     for name, split in list(state.splits.items()):
-        files = (*split.entry.shards, split.entry.index, split.entry.keys)
-        if all((out / f.name).is_file() and sha256_file(out / f.name) == f.sha256 for f in files):
+        if _is_whole(out, split.entry):
             print(f"split {name}: kept from the interrupted run", file=sys.stderr)
         else:
             del state.splits[name]
@@ -153,8 +166,9 @@ def _load_state(out: Path, fingerprint: str) -> _State:
 
 
 def _prepare_split(
-    split: str, samples: list[Sample], source: Source, options: PrepareOptions
+    split: str, samples: list[Sample], source: Source, options: PrepareOptions, allowed: int
 ) -> _CommittedSplit:
+    """Write one split; more than `allowed` bad files end it, so that a hopeless source ends soon."""
     if split == "train":
         # A seeded random order on the disk: a reader that goes through the file in order sees mixed classes.
         order = np.random.default_rng([options.seed, 0]).permutation(len(samples))
@@ -164,8 +178,6 @@ def _prepare_split(
     quarantined: list[dict[str, str]] = []
     sums = np.zeros((2, 3))
     partial = options.out / f".{split}.beton.partial"
-    # The allowed count, so that a hopeless source ends soon and not after a million images.
-    allowed = int(options.max_bad_fraction * len(source.samples))
     with (
         BetonWriter(partial, capacity=len(samples)) as writer,
         progress_bar(len(samples), f"prepare {split}", options.progress) as bar,
@@ -177,7 +189,7 @@ def _prepare_split(
             if isinstance(result, str):
                 quarantined.append({"split": split, "key": sample.key, "reason": result})
                 if len(quarantined) > allowed:
-                    raise ValueError(_too_many_bad(quarantined, allowed, options))
+                    raise ValueError(_too_many_bad(quarantined, options))
                 continue
             offset = writer.add(result.jpeg, result.width, result.height, sample.label)
             row = (len(result.jpeg), crc32c(result.jpeg), sample.label, 0, result.width, result.height)
@@ -230,11 +242,11 @@ def _check_no_class_lost(split: str, entry: SplitEntry, source: Source) -> None:
             )
 
 
-def _too_many_bad(quarantined: list[dict[str, str]], allowed: int, options: PrepareOptions) -> str:
+def _too_many_bad(quarantined: list[dict[str, str]], options: PrepareOptions) -> str:
     reasons = Counter(line["reason"] for line in quarantined).most_common(3)
     listing = "; ".join(f"{count} × {reason}" for reason, count in reasons)
     return (
-        f"more than {allowed} files cannot be used (--max-bad-fraction {options.max_bad_fraction}): {listing}"
+        f"too many files cannot be used (--max-bad-fraction {options.max_bad_fraction}): {listing}"
         f"; the last was {quarantined[-1]['key']!r}. Mend the source, or allow more"
     )
 
@@ -246,7 +258,7 @@ def _normalized(
     tasks = [samples[i : i + SAMPLES_PER_TASK] for i in range(0, len(samples), SAMPLES_PER_TASK)]
     num_workers = min(options.num_workers or len(os.sched_getaffinity(0)), len(tasks))
     pool = ProcessPoolExecutor(
-        num_workers, mp_context=multiprocessing.get_context("forkserver"), initializer=_ignore_interrupt
+        num_workers, mp_context=multiprocessing.get_context("forkserver"), initializer=_begin_worker
     )
     pending: deque[tuple[list[Sample], Future]] = deque()
     try:
@@ -265,21 +277,40 @@ def _normalized(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _ignore_interrupt() -> None:
+def _begin_worker() -> None:
     # Ctrl-C reaches the whole process group; only the parent shall act on it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """End this worker when the main process is gone, however it died."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _normalize_task(samples: list[Sample], settings: ImageSettings) -> list[NormalizedImage | str]:
     results: list[NormalizedImage | str] = []
     for sample in samples:
         try:
-            results.append(normalize(sample.read(), settings))
+            results.append(normalize(_read_regular(sample), settings))
         except Rejected as error:
             results.append(str(error))
         except OSError as error:
             results.append(f"cannot be read: {error.strerror}")
     return results
+
+
+def _read_regular(sample: Sample) -> bytes:
+    """The bytes of a plain file of sane size: a pipe would block for ever, a huge file fill the memory."""
+    status = sample.path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise Rejected("not a regular file")
+    if status.st_size > MAX_FILE_BYTES:
+        raise Rejected(f"file larger than {MAX_FILE_BYTES >> 20} MiB")
+    return sample.read()
 
 
 def _build_manifest(source: Source, options: PrepareOptions, state: _State) -> Manifest:

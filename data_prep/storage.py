@@ -63,6 +63,6 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RuntimeError(
-                f"another process is preparing {folder}: wait for it to end, or choose another --out"
+                f"another process is writing to {folder}: wait for it to end, or choose another folder"
             ) from None
         yield

@@ -60,7 +60,8 @@ def _verify_split(folder: Path, manifest: Manifest, split: str, decode: bool, pr
         faults.append(f"the labels of split {split} do not add up to the manifest's class counts")
     for shard_number, shard in enumerate(entry.shards):
         rows = index[index["shard"] == shard_number]
-        faults += _verify_beton(folder / shard.name, rows)
+        if fault := beton_fault(folder / shard.name, rows):
+            faults.append(fault)
         faults += _verify_samples(folder / shard.name, rows, split, decode, progress)
     return faults
 
@@ -73,8 +74,11 @@ def _checksum_fault(folder: Path, file: FileEntry) -> str | None:
     return None
 
 
-def _verify_beton(path: Path, rows: np.ndarray) -> list[str]:
-    """FFCV's own tables must say the same as the index."""
+def beton_fault(path: Path, rows: np.ndarray) -> str | None:
+    """A sentence where FFCV's own tables say something else than the index (INDEX_DTYPE), or None.
+
+    FFCV reads places and sizes from its tables, so wrong ones would give other images than the index names.
+    """
     tables = read_beton_tables(path)
     image = tables.metadata["image"]
     theirs = np.zeros(len(tables.metadata), INDEX_DTYPE)
@@ -87,8 +91,8 @@ def _verify_beton(path: Path, rows: np.ndarray) -> list[str]:
     ):
         theirs[name] = column
         if len(theirs) != len(rows) or not np.array_equal(theirs[name], rows[name]):
-            return [f"{path} and its sample index disagree about {name}: prepare the data set again"]
-    return []
+            return f"{path} and its sample index disagree about {name}: prepare the data set again"
+    return None
 
 
 def _verify_samples(path: Path, rows: np.ndarray, split: str, decode: bool, progress: bool) -> list[str]:
@@ -126,7 +130,7 @@ def _verify_counts(folder: Path, manifest: Manifest) -> list[str]:
             f"{manifest.num_quarantined} quarantined"
         )
     path = folder / QUARANTINE_NAME
-    num_lines = len(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else 0
+    num_lines = path.read_bytes().count(b"\n") if path.is_file() else 0
     if num_lines != manifest.num_quarantined:
         faults.append(f"{path} lists {num_lines} files, the manifest says {manifest.num_quarantined}")
     return faults

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from data_prep.manifest import load_index, load_manifest
 from evaluation.metrics import topk_accuracy
 from evaluation.predict import TrainedModel, load_trained, predict
 from evaluation.report import ReportFiles, write_report
+from train.config import RecipeError, load_recipe
 from train.cost import find_price
-from train.run_folder import METRICS_NAME, SUMMARY_NAME
+from train.run_folder import METRICS_NAME, RECIPE_NAME, SUMMARY_NAME
 from train.tracking.metrics_file import read_metrics
 from train.tracking.mlflow_run import add_to_run, tracking_uri
 
@@ -36,8 +38,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--loader", choices=["auto", "ffcv", "reference"], default="auto")
     parser.add_argument("--resolution", type=int, help="side in pixels (default: the recipe's)")
     parser.add_argument("--no-mlflow", action="store_true", help="do not add the report to the MLflow run")
+    parser.add_argument("--tracking-uri", help="MLflow server to add the report to (default: the run's own)")
     options = parser.parse_args(arguments)
     try:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError("the evaluation runs in one process: start it without torchrun")
         return _evaluate(options)
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -74,7 +79,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         f"{predictions.num_samples:,} {options.split} images; report: {files.html}"
     )
     if not options.no_mlflow:
-        _log_to_mlflow(trained, summary, files, figures)
+        _log_to_mlflow(run_folder, options.tracking_uri, summary, files, figures)
     return 0
 
 
@@ -134,12 +139,23 @@ def _image_reader(folder: Path, split: Any) -> Any:
 
 
 def _log_to_mlflow(
-    trained: TrainedModel, summary: dict[str, Any] | None, files: ReportFiles, figures: dict[str, float]
+    run_folder: Path | None,
+    named_uri: str | None,
+    summary: dict[str, Any] | None,
+    files: ReportFiles,
+    figures: dict[str, float],
 ) -> None:
-    run_id = (summary or {}).get("mlflow_run_id") or trained.progress.get("mlflow_run_id")
-    if not trained.recipe.tracking.mlflow or run_id is None:
+    run_id = (summary or {}).get("mlflow_run_id")
+    if run_folder is None or run_id is None:
         return
-    uri = tracking_uri(trained.recipe.tracking, trained.recipe.run.folder)
+    # Never the address inside a checkpoint, which may come from anybody: the run folder's, or a named one.
+    try:
+        tracking = load_recipe(run_folder / RECIPE_NAME).tracking
+    except RecipeError:
+        return
+    if named_uri is not None:
+        tracking = tracking.model_copy(update={"uri": named_uri})
+    uri = tracking_uri(tracking, run_folder.parent)
     fault = add_to_run(uri, run_id, files.html.parent, "report", figures)
     print(f"warning: {fault}" if fault else f"added to MLflow run {run_id} ({uri})", file=sys.stderr)
 

@@ -20,7 +20,7 @@ from torch import nn
 from data_prep.manifest import load_manifest
 from data_prep.progress import progress_bar
 from evaluation.metrics import Predictions
-from train.checkpoint import load_checkpoint
+from train.checkpoint import load_checkpoint, missing_keys
 from train.config import Recipe
 from train.data.batch import Normalize, normalization_statistics
 from train.data.loaders import LoaderPlan, build_loader
@@ -48,6 +48,10 @@ def load_trained(path: Path, device: torch.device) -> TrainedModel:
         ValueError: no whole checkpoint there, or one whose recipe this version does not know.
     """
     state = load_checkpoint(path)
+    if missing := missing_keys(state):
+        raise ValueError(
+            f"{path} is not a complete checkpoint of this project: it lacks {', '.join(missing)}"
+        )
     try:
         recipe = Recipe.model_validate(yaml.safe_load(state["recipe"]))
     except (ValidationError, yaml.YAMLError):
@@ -55,7 +59,10 @@ def load_trained(path: Path, device: torch.device) -> TrainedModel:
     # The weights come from the checkpoint: never fetch pretrained ones first.
     config = recipe.model.model_copy(update={"pretrained": False})
     model = build_model(config, len(state["class_names"]))
-    model.load_state_dict(state["model"])
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError:
+        raise ValueError(f"the weights in {path} do not fit its own recipe ({config.name})") from None
     statistics = normalization_statistics(
         recipe.data.normalization, tuple(state["mean"]), tuple(state["std"])
     )

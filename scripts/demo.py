@@ -9,6 +9,7 @@ Safe to interrupt: the same command goes on with what is finished.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -47,7 +48,8 @@ def main() -> int:
 
 def run_pipeline(source: Path | None, recipe: Path, overrides: list[str]) -> Path | None:
     """All steps; the run's folder, or None where training did not finish (it has said why)."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", source.resolve().name).strip("-.") if source else "synthetic"
+    name = data_set_name(source) if source else "synthetic"
+    num_ranks = ranks_of_this_machine()
     if source is None:
         source = DATA / "synthetic-source"
         step("Generating the embedded data set")
@@ -59,10 +61,10 @@ def run_pipeline(source: Path | None, recipe: Path, overrides: list[str]) -> Pat
     run_name = next_run_name(f"{recipe.stem}-{name}")
     arguments = [str(recipe), f"data.path={folder}", f"run.name={run_name}", *fit(folder, recipe), *overrides]
     step("Checking the recipe")
-    call(["-m", "train", "check", "--nproc-per-node", str(NUM_RANKS), *arguments])
-    step(f"Training on {NUM_RANKS} ranks")
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={NUM_RANKS}"]
-    call([*launcher, "-m", "train", *arguments], threads=max(1, (os.cpu_count() or 1) // NUM_RANKS))
+    call(["-m", "train", "check", "--nproc-per-node", str(num_ranks), *arguments])
+    step(f"Training on {num_ranks} rank(s)")
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
+    call([*launcher, "-m", "train", *arguments], threads=max(1, (os.cpu_count() or 1) // num_ranks))
     run_folder = RUNS / run_name
     status = read_json(run_folder / "status.json")
     if status.get("status") != "finished":
@@ -73,6 +75,19 @@ def run_pipeline(source: Path | None, recipe: Path, overrides: list[str]) -> Pat
     step("Evaluating the best checkpoint")
     call(["-m", "evaluation", str(run_folder), "--data", str(folder)])
     return run_folder
+
+
+def data_set_name(source: Path) -> str:
+    """The folder's name in plain letters; where nothing is left of it, a digest."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", source.resolve().name).strip("-.")
+    return plain or hashlib.sha256(os.fsencode(source.resolve())).hexdigest()[:8]
+
+
+def ranks_of_this_machine() -> int:
+    """Two, on CPUs or GPUs; one where there is one GPU."""
+    import torch
+
+    return min(NUM_RANKS, torch.cuda.device_count()) if torch.cuda.is_available() else NUM_RANKS
 
 
 def step(title: str) -> None:

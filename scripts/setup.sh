@@ -49,7 +49,7 @@ install_packages() {
 python_fits() {
   "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
 }
-if [ ! -x "$VENV/bin/python" ]; then
+if [ ! -x "$VENV/bin/pip" ]; then
   for candidate in "$PYTHON" python3.12 python3.13 python3.11; do
     if command -v "$candidate" >/dev/null 2>&1 && python_fits "$candidate"; then
       FOUND="$candidate"

@@ -31,7 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
     only_check = words[:1] == ["check"]
     if only_check:
         parser.add_argument("--nproc-per-node", type=int, help="ranks that torchrun will start")
-    options = parser.parse_args(words[1:] if only_check else words)
+    options = parser.parse_intermixed_args(words[1:] if only_check else words)
+    if only_check and options.nproc_per_node is not None and options.nproc_per_node < 1:
+        parser.error("--nproc-per-node must be at least 1")
     try:
         recipe = load_recipe(options.recipe, options.overrides)
     except RecipeError as error:
@@ -55,18 +57,33 @@ def _check(recipe: Recipe, default_name: str, world_size: int | None) -> int:
 
 
 def _train(recipe: Recipe, default_name: str) -> int:
+    import contextlib
+    import traceback
+
+    from data_prep.storage import exclusive_lock
     from train.distributed import distributed
     from train.loop import train
     from train.run_folder import open_run_folder, read_status, write_status
 
-    with distributed() as ranks:
-        folder: Path | None = None
+    rank = os.environ.get("RANK", "0")
+    folder: Path | None = None
+    with contextlib.ExitStack() as stack:
         try:
-            folder = ranks.on_primary(lambda: open_run_folder(recipe, default_name))
+            ranks = stack.enter_context(distributed())
+
+            def open_and_lock() -> Path:
+                opened = open_run_folder(recipe, default_name)
+                stack.enter_context(exclusive_lock(opened))
+                return opened
+
+            folder = ranks.on_primary(open_and_lock)
             summary = train(recipe, folder, ranks)
-        except (ValueError, RuntimeError, OSError) as error:
+        except Exception as error:
             sentence = str(error) or type(error).__name__
-            print(f"error (rank {ranks.rank}): {sentence}", file=sys.stderr, flush=True)
+            if not isinstance(error, ValueError | RuntimeError | OSError):
+                traceback.print_exc()  # none of the faults that we know: somebody will want to see where
+                sentence = f"{type(error).__name__}: {sentence}"
+            print(f"error (rank {rank}): {sentence}", file=sys.stderr, flush=True)
             # The first rank to fail knows why; the others only see it leave.
             if folder is not None and read_status(folder).get("status") != "failed":
                 write_status(folder, "failed", sentence)

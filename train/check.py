@@ -7,16 +7,17 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from data_prep.manifest import Manifest, check_size, load_index, load_keys, load_manifest
 from data_prep.storage import crc32c
-from data_prep.writers.beton import read_beton_tables
+from data_prep.verify import beton_fault
 from train.checkpoint import CheckpointStore, load_checkpoint
 from train.config import Recipe
 from train.cost import find_price
 from train.data.loaders import choose_backend
 from train.data.order import check_batch_size
-from train.models.build import model_fault
+from train.models.build import build_model, model_fault
 from train.run_folder import is_finished, recipe_differences
 
 CHECKED_BYTES = 1 << 30  # of each split: all of a small data set, an even sample of a large one
@@ -35,7 +36,7 @@ def find_faults(recipe: Recipe, default_name: str, world_size: int | None = None
             faults.extend(result or [])
 
     note(_data_faults, recipe)
-    note(lambda: [fault] if (fault := model_fault(recipe.model)) else [])
+    note(_model_faults, recipe)
     note(lambda: find_price(recipe.budget) and [])
     if world_size is not None:
         note(check_batch_size, recipe.data.global_batch_size, recipe.data.grad_accum_steps, world_size)
@@ -74,6 +75,25 @@ def split_faults(manifest: Manifest, recipe: Recipe) -> list[str]:
     return faults
 
 
+def _model_faults(recipe: Recipe) -> list[str]:
+    """Build the model and pass two images through it, training and evaluating, at the recipe's sizes."""
+    if fault := model_fault(recipe.model):
+        return [fault]
+    model = build_model(recipe.model.model_copy(update={"pretrained": False}), num_classes=7)
+    sizes = {True: recipe.data.resolution, False: recipe.validation_resolution}
+    for training, side in sizes.items():
+        doing = "training" if training else "validation"
+        try:
+            with torch.no_grad():
+                output = model.train(training)(torch.zeros(2, 3, side, side))
+        except Exception as error:  # models raise all kinds for a size that they do not take
+            reason = str(error).split("\n")[0][:150]
+            return [f"model.name: {recipe.model.name} does not take {side} px in {doing} ({reason})"]
+        if not isinstance(output, torch.Tensor) or output.shape != (2, 7):
+            return [f"model.name: {recipe.model.name} gives no plain class scores in {doing}: choose another"]
+    return []
+
+
 def _backend_fault(recipe: Recipe, manifest: Manifest) -> str | None:
     try:
         choose_backend(recipe.data.loader, manifest.format)
@@ -86,10 +106,12 @@ def _shard_faults(folder: Path, manifest: Manifest, split: str) -> list[str]:
     """Sizes and tables of all shards; bytes of all samples up to CHECKED_BYTES, else of an even sample."""
     entry = manifest.splits[split]  # type: ignore[index]
     index = load_index(folder, manifest, split)  # type: ignore[arg-type]
-    content = []
+    content: list[np.memmap] = []
     for shard in entry.shards:
         check_size(folder / shard.name, shard)
-        read_beton_tables(folder / shard.name)
+        rows = index[index["shard"] == len(content)]
+        if fault := beton_fault(folder / shard.name, rows):
+            return [fault]
         content.append(np.memmap(folder / shard.name, np.uint8, "r"))
     share = min(1.0, CHECKED_BYTES / max(1, int(index["length"].sum())))
     num_checked = max(1, int(share * len(index))) if len(index) else 0

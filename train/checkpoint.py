@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from data_prep.manifest import FileName
 from data_prep.storage import sha256_file, sync_folder, write_atomically
 
 CHECKPOINT_VERSION = 1
+CHECKPOINT_KEYS = ("model", "optimizer", "schedule", "progress", "recipe", "class_names", "mean", "std")
 MANIFEST_NAME = "manifest.json"
 BEST_NAME = "best.pt"
 BEST_WEIGHTS_NAME = "best.safetensors"
@@ -94,6 +96,8 @@ class CheckpointStore:
         write_atomically(self.folder / MANIFEST_NAME, (announced.model_dump_json(indent=2) + "\n").encode())
         if best == name:
             self._publish_best(name, state["model"])
+        for orphan in self.folder.glob(".step-*.partial"):
+            orphan.unlink()  # of a crash in the middle of a save
         for old in self.folder.glob("step-*.pt"):
             if announced.entry(old.name) is None:
                 old.unlink()
@@ -117,7 +121,10 @@ class CheckpointStore:
 
         link = self.folder / f".{BEST_NAME}.partial"
         link.unlink(missing_ok=True)
-        os.link(self.folder / name, link)
+        try:
+            os.link(self.folder / name, link)
+        except OSError:
+            shutil.copyfile(self.folder / name, link)  # a file system without hard links
         link.replace(self.folder / BEST_NAME)
         partial = self.folder / f".{BEST_WEIGHTS_NAME}.partial"
         save_file({key: value.contiguous().clone() for key, value in weights.items()}, partial)
@@ -160,6 +167,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("version") != CHECKPOINT_VERSION:
         raise ValueError(f"{path} is not a checkpoint of this project (version {CHECKPOINT_VERSION})")
     return state
+
+
+def missing_keys(state: dict[str, Any]) -> list[str]:
+    """Keys of a complete checkpoint that `state` lacks."""
+    return [key for key in CHECKPOINT_KEYS if key not in state]
 
 
 def _check_against_manifest(path: Path) -> None:

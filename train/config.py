@@ -258,6 +258,19 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                mark = key_node.start_mark
+                raise yaml.MarkedYAMLError(problem=f"{key_node.value!r} stands twice", problem_mark=mark)
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.yaml")], n=1)
@@ -266,9 +279,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_RECIPE_BYTES:
         raise RecipeError(str(path), [f"larger than {MAX_RECIPE_BYTES >> 20} MiB: this is no recipe"])
     try:
-        # safe_load: a recipe may come from anybody, and YAML tags can construct objects.
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        # A safe loader: a recipe may come from anybody, and YAML tags can construct objects.
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         raise RecipeError(
@@ -286,7 +299,7 @@ def _apply_override(tree: dict[str, Any], text: str) -> str | None:
         return f"override {text!r} is not of the form section.key=value"
     try:
         value = yaml.safe_load(raw)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # ValueError: what looks like a date and is none
         return f"override {text!r}: the value is no valid YAML"
     *parents, last = name.split(".")
     node: Any = tree

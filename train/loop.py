@@ -30,6 +30,11 @@ from train.run_folder import METRICS_NAME, SUMMARY_NAME, write_status
 from train.tracking.console import duration
 from train.validation import ValidationResult, count_topk, validate
 
+NON_FINITE = (
+    "the loss became non-finite at about step {step}: lower optimizer.peak_lr, or use precision.mode=fp32; "
+    "the last checkpoint is from before that"
+)
+
 
 def train(recipe: Recipe, folder: Path, ranks: Ranks) -> dict[str, Any] | None:
     """Train in `folder` from where it stands; the summary, or None after a planned stop.
@@ -40,7 +45,9 @@ def train(recipe: Recipe, folder: Path, ranks: Ranks) -> dict[str, Any] | None:
     """
     run = build_run(recipe, folder, ranks)
     try:
-        resume_or_start(run)
+        if not resume_or_start(run):
+            leave_before_the_start(run)
+            return None
         while run.progress.epoch < recipe.num_epochs:
             reason = train_epoch(run)
             if reason is not None:
@@ -68,6 +75,7 @@ def train_epoch(run: Run) -> str | None:
     )
     for micro_batches in grouped(batches, accum_steps):
         learning_rate = run.schedule.begin_step(run.optimizer, progress.step)
+        step_loss = torch.zeros((), device=device)
         seed_step(recipe.run.seed, progress.step, ranks.rank)
         for position, batch in enumerate(micro_batches):
             images = batch.images.to(device, non_blocking=True)
@@ -78,6 +86,7 @@ def train_epoch(run: Run) -> str | None:
                 logits = logits.float()
                 loss = run.criterion(logits, labels)
                 run.scaler.scale(loss / accum_steps).backward()
+            step_loss += loss.detach()
             add_to_window(run.window, loss, logits, labels)
             run.clock.count(len(batch))
         run.scaler.step(run.optimizer)
@@ -88,24 +97,21 @@ def train_epoch(run: Run) -> str | None:
 
         if progress.step % recipe.run.log_every_steps == 0:
             log_training(run, learning_rate)
-        reason = run.stop.agree(loss)
+        reason = run.stop.agree(step_loss)
         if reason is not None:
             break
     else:
         reason = run.stop.drain()
     book_time(run)
-    if reason is not None:
-        reason = run.stop.drain() or reason
+    if reason is not None and run.stop.drain() == "non-finite loss":
+        reason = "non-finite loss"  # graver than a signal: these weights must not be saved
     if reason == "non-finite loss":
-        raise RuntimeError(
-            f"the loss became non-finite at about step {progress.step}: lower optimizer.peak_lr, or use "
-            "precision.mode=fp32; the last checkpoint is from before that"
-        )
+        raise RuntimeError(NON_FINITE.format(step=progress.step))
     return reason
 
 
 def grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
-    """Micro-batches of one step; read lazily, so that the first is computed while the next is loaded."""
+    """Micro-batches of one step."""
     while group := list(itertools.islice(batches, size)):
         yield group
 
@@ -237,6 +243,9 @@ def save(run: Run, is_best: bool) -> None:
     window = run.ranks.sum(run.window.tolist())
 
     def write() -> None:
+        # A gradient can overflow with the loss still finite; such weights must not replace good ones.
+        if not all(bool(parameter.isfinite().all()) for parameter in run.model.parameters()):
+            raise RuntimeError(NON_FINITE.format(step=run.progress.step))
         progress = asdict(run.progress) | {"elapsed_seconds": run.elapsed_seconds}
         if run.mlflow is not None:
             progress["mlflow_run_id"] = run.mlflow.run_id
@@ -249,6 +258,7 @@ def save(run: Run, is_best: bool) -> None:
             "progress": progress,
             "window": window,
             "recipe": dump_recipe(run.recipe),
+            "data_identity": run.data_identity,
             "class_names": list(run.manifest.class_names),
             "mean": list(run.manifest.mean),
             "std": list(run.manifest.std),
@@ -269,6 +279,15 @@ def stop_in_good_order(run: Run, reason: str) -> None:
         run.console.say(
             f"stopped by {reason} at step {run.progress.step}; the same command goes on from there"
         )
+        if run.mlflow is not None:
+            run.mlflow.finish("KILLED")
+
+
+def leave_before_the_start(run: Run) -> None:
+    """A signal during the learning-rate finder: there is nothing to save yet."""
+    if run.ranks.is_primary:
+        write_status(run.folder, "restart", run.stop.signal_name or "signal")
+        run.console.say("stopped before the first step; the same command begins again")
         if run.mlflow is not None:
             run.mlflow.finish("KILLED")
 

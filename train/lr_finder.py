@@ -15,7 +15,7 @@ import functools
 import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -66,8 +66,9 @@ def find_learning_rate(
     grad_accum_steps: int,
     precision: str,
     ranks: Ranks,
-) -> LrFinderResult:
-    """Run the test on all ranks; the result is the primary's on every one.
+    wants_to_stop: Callable[[], bool] = lambda: False,
+) -> LrFinderResult | None:
+    """Run the test on all ranks; the result is the primary's on every one, None if any rank was to stop.
 
     Args:
         model: from uint8 images to logits, wrapped for DDP. Its weights and buffers are put back.
@@ -76,6 +77,7 @@ def find_learning_rate(
     random_state = torch.get_rng_state()
     finder = _ReducedFinder(
         ranks,
+        wants_to_stop,
         model,
         optimizer,
         criterion,
@@ -93,7 +95,7 @@ def find_learning_rate(
         leave=False,
         disable=None if ranks.is_primary else True,  # None: not where there is no terminal
     )
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(_NonFinite):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(_EndOfTest):
         finder.range_test(
             batches,
             start_lr=config.start_lr,
@@ -104,6 +106,8 @@ def find_learning_rate(
             accumulation_steps=grad_accum_steps,
         )
     batches.close()
+    if finder.stopped:
+        return None
     finder.reset()
     model.zero_grad(set_to_none=True)
     torch.set_rng_state(random_state)
@@ -161,21 +165,24 @@ def save_result(result: LrFinderResult, folder: Path, chosen: float) -> None:
     write_atomically(folder / "lr_finder.png", buffer.getvalue())
 
 
-class _NonFinite(Exception):
-    """Ends the test before a NaN gets into its history, where argmin would choose it."""
+class _EndOfTest(Exception):
+    """Ends the test before a NaN gets into its history, where argmin would choose it; or on a signal."""
 
 
 class _ReducedFinder(LRFinder):
-    def __init__(self, ranks: Ranks, *args, **kwargs) -> None:
+    def __init__(self, ranks: Ranks, wants_to_stop: Callable[[], bool], *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self._ranks = ranks
+        self._wants_to_stop = wants_to_stop
+        self.stopped = False
 
     def _train_batch(self, *args, **kwargs) -> float:
         loss = super()._train_batch(*args, **kwargs)
-        mean = self._ranks.sum([loss])[0] / self._ranks.world_size
-        if not math.isfinite(mean):
-            raise _NonFinite
-        return mean
+        total, num_stopping = self._ranks.sum([loss, float(self._wants_to_stop())])
+        self.stopped = num_stopping > 0
+        if self.stopped or not math.isfinite(total):
+            raise _EndOfTest
+        return total / self._ranks.world_size
 
 
 class _EndlessBatches(TrainDataLoaderIter):

@@ -39,6 +39,11 @@ class StopFlag:
         self._pending: deque[Pending] = deque()
         self.signal_name: str | None = None
 
+    @property
+    def is_raised(self) -> bool:
+        """Whether this rank was asked to stop; others may not know yet."""
+        return self._raised > 0
+
     def install(self) -> None:
         """Raise the flag on SIGTERM and SIGINT; a second SIGINT ends the process at once."""
         signal.signal(signal.SIGTERM, self._on_signal)

@@ -85,6 +85,11 @@ class Run:
         return num_steps_per_epoch(self.train_loader.num_samples, self.recipe.data.global_batch_size)
 
     @property
+    def data_identity(self) -> str:
+        """Equal where two data sets have the same samples with the same ids."""
+        return self.manifest.splits["train"].index.sha256
+
+    @property
     def elapsed_seconds(self) -> float:
         """Wall time of this run, those before a restart included."""
         return self.progress.elapsed_seconds + time.monotonic() - self.began
@@ -96,6 +101,8 @@ class Run:
 
 def build_run(recipe: Recipe, folder: Path, ranks: Ranks) -> Run:
     """Everything a training needs, weights at their seeded start."""
+    stop = StopFlag(ranks)
+    stop.install()  # first of all: what follows takes seconds
     manifest = ranks.on_primary(lambda: _checked_manifest(recipe, ranks))
     console = Console(ranks.is_primary)
     precision = choose_precision(recipe.precision.mode, ranks.device)
@@ -128,14 +135,13 @@ def build_run(recipe: Recipe, folder: Path, ranks: Ranks) -> Run:
         autocast=build_autocast(precision, ranks.device),
         train_loader=build_loader(recipe.data.loader, training),
         val_loader=build_loader(recipe.data.loader, validation),
-        stop=StopFlag(ranks),
+        stop=stop,
         clock=Throughput(ranks.world_size),
         console=console,
         metrics=MetricsFile(folder / METRICS_NAME),
         price=find_price(recipe.budget),
         window=torch.zeros(4, dtype=torch.float64, device=ranks.device),
     )
-    run.stop.install()
     _introduce(run, precision)
     return run
 
@@ -178,8 +184,8 @@ def _introduce(run: Run, precision: str) -> None:
     )
 
 
-def resume_or_start(run: Run) -> None:
-    """Go on from the newest whole checkpoint, or find a learning rate and begin."""
+def resume_or_start(run: Run) -> bool:
+    """Go on from the newest whole checkpoint, or find a learning rate and begin; False on a signal."""
     store = CheckpointStore(run.folder / "checkpoints")
     name = run.ranks.on_primary(lambda: _latest_name(store, run.console))
     state: dict[str, Any] | None = None
@@ -201,7 +207,8 @@ def resume_or_start(run: Run) -> None:
     if state is not None:
         run.console.say(f"going on from {name}: epoch {run.progress.epoch + 1}, step {run.progress.step}")
     elif run.recipe.lr_finder.enabled:
-        run_lr_finder(run)
+        return run_lr_finder(run)
+    return True
 
 
 def _latest_name(store: CheckpointStore, console: Console) -> str | None:
@@ -220,6 +227,11 @@ def load_state(run: Run, state: dict[str, Any]) -> None:
             f"the checkpoint in {run.folder} was trained on other classes than {run.recipe.data.path} holds: "
             "choose another run.name"
         )
+    if state.get("data_identity") != run.data_identity:
+        raise ValueError(
+            f"the checkpoint in {run.folder} was trained on another version of {run.recipe.data.path} (its "
+            "samples or their order differ): choose another run.name, or go back to that data set"
+        )
     run.model.load_state_dict(state["model"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.scaler.load_state_dict(state["scaler"])
@@ -229,8 +241,12 @@ def load_state(run: Run, state: dict[str, Any]) -> None:
         run.window += torch.tensor(state["window"], dtype=torch.float64, device=run.ranks.device)
 
 
-def run_lr_finder(run: Run) -> None:
-    """Look for a learning rate, save curve and choice, and train with it where the recipe says so."""
+def run_lr_finder(run: Run) -> bool:
+    """Look for a learning rate, save curve and choice, and train with it where the recipe says so.
+
+    Returns:
+        False where a signal ended the search: nothing was trained, a new start begins again.
+    """
     from train.lr_finder import find_learning_rate, save_result
 
     recipe = run.recipe
@@ -244,7 +260,10 @@ def run_lr_finder(run: Run) -> None:
         grad_accum_steps=recipe.data.grad_accum_steps,
         precision=choose_precision(recipe.precision.mode, run.ranks.device),
         ranks=run.ranks,
+        wants_to_stop=lambda: run.stop.is_raised,
     )
+    if result is None:
+        return False
     use = recipe.lr_finder.use and result.choice is not None
     if use and result.choice is not None:
         run.schedule.peak_lr = result.choice
@@ -258,6 +277,7 @@ def run_lr_finder(run: Run) -> None:
         if run.mlflow is not None:
             run.mlflow.log_metrics({"peak_lr": run.schedule.peak_lr}, 0)
             run.mlflow.log_file(run.folder / "lr_finder.png")
+    return True
 
 
 def _tags(run: Run) -> dict[str, str]:

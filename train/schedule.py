@@ -44,7 +44,7 @@ def one_cycle(
     final = phase.final_lr_fraction * peak_lr
     least = momentum if phase.min_momentum is None else min(phase.min_momentum, momentum)
     if step <= last_warmup_step:
-        fraction = step / last_warmup_step
+        fraction = step / last_warmup_step if last_warmup_step > 0 else 1.0
         rate, moment = _cosine(low, high, fraction), _cosine(momentum, least, fraction)
     else:
         fraction = min(1.0, (step - last_warmup_step) / max(num_steps - 1 - last_warmup_step, 1e-9))

@@ -19,11 +19,12 @@ from types import ModuleType
 import numpy as np
 
 from data_prep.sources import category_in_filename, flat_folder, image_folder, intel
-from data_prep.sources.files import SourceFile
+from data_prep.sources.files import SourceFile, files_in, subfolders
 
 LAYOUTS: dict[str, ModuleType] = {
     module.NAME: module for module in (intel, category_in_filename, image_folder, flat_folder)
 }
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,9 @@ def open_source(root: Path, layout: str | None = None, val_fraction: float = 0.2
     names = tuple(sorted(class_names))
     files = sorted(files, key=lambda file: file.key)
     splits, warnings = _assign_splits(files, val_fraction, seed)
+    warnings += _loose_images(root, files)
+    if "val" not in splits:
+        warnings += ("there are no validation images: training will refuse this data set",)
     label_of = {name: label for label, name in enumerate(names)}
     samples = [
         Sample(file.key, file.path, label_of[file.class_name], split)
@@ -116,6 +120,11 @@ def _choose_layout(root: Path, layout: str | None) -> ModuleType:
 
 def _check_classes(root: Path, files: list[SourceFile], class_names: set[str]) -> None:
     if len(class_names) < 2:
+        inside = [f for f in subfolders(root) if any(m.detect(f) for m in LAYOUTS.values())]
+        if len(inside) == 1:
+            raise ValueError(
+                f"{root} has only one folder, which looks like the data set: --source {inside[0]}"
+            )
         found = f"only one class ({next(iter(class_names))})" if class_names else "no class"
         raise ValueError(f"{root} has {found}: a classifier needs at least two class folders with images")
     empty = sorted(class_names - {file.class_name for file in files})
@@ -123,6 +132,20 @@ def _check_classes(root: Path, files: list[SourceFile], class_names: set[str]) -
         raise ValueError(
             f"class {empty[0]!r} in {root} has no files{_and_more(empty)}: add images or remove the folder"
         )
+
+
+def _loose_images(root: Path, files: list[SourceFile]) -> tuple[str, ...]:
+    """A warning about image files beside the class folders, which belong to no class."""
+    taken = {file.path for file in files}
+    loose = [
+        path
+        for folder in (root, *subfolders(root))
+        for path in files_in(folder)
+        if path.suffix.lower() in IMAGE_SUFFIXES and path not in taken
+    ]
+    if not loose:
+        return ()
+    return (f"{len(loose)} image files lie in no class folder and are left out (first: {loose[0]})",)
 
 
 def _check_splits(source: Source) -> None:

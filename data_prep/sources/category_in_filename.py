@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from data_prep.sources.files import SourceFile, files_in
+from data_prep.sources.files import SourceFile, files_in, readable
 
 NAME = "category-in-filename"
 DESCRIPTION = "rocks: the category is in the file's name, 360 Rocks for train, 120 Rocks for val"
@@ -36,5 +36,6 @@ def list_files(root: Path) -> tuple[list[SourceFile], set[str]]:
                 raise ValueError(
                     f"{path} does not name its category: expected CATEGORY_NUMBER.jpg; rename or remove it"
                 )
-            files.append(SourceFile(path.relative_to(root).as_posix(), path, match["category"], split))
+            key = readable(path.relative_to(root).as_posix())
+            files.append(SourceFile(key, path, readable(match["category"]), split))
     return files, {file.class_name for file in files}

@@ -31,7 +31,7 @@ def files_below(folder: Path) -> list[Path]:
     Every one counts as found, whatever its extension: what is no image ends in the quarantine by name.
     """
     found = []
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not _is_hidden(name)]
         found += [Path(parent) / name for name in names if not _is_hidden(name)]
     return sorted(found)
@@ -50,12 +50,22 @@ def class_folders(
     for class_folder in subfolders(folder):
         if class_folder.name in ignore:
             continue
-        class_names.add(class_folder.name)
+        class_name = readable(class_folder.name)
+        class_names.add(class_name)
         files += [
-            SourceFile(path.relative_to(root).as_posix(), path, class_folder.name, split)
+            SourceFile(readable(path.relative_to(root).as_posix()), path, class_name, split)
             for path in files_below(class_folder)
         ]
     return files, class_names
+
+
+def readable(name: str) -> str:
+    """A file name as text: bytes that are no UTF-8 become escapes, since manifests are JSON."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _raise(error: OSError) -> None:
+    raise error  # a folder that cannot be read must not vanish in silence
 
 
 def _is_hidden(name: str) -> bool:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -272,3 +273,75 @@ def test_other_precisions_optimizers_and_libraries(
         row["loss"] for row in read_metrics(tmp_path / "tiny" / "metrics.jsonl") if row["split"] == "val"
     ]
     assert len(losses) == 3 and all(math.isfinite(loss) for loss in losses)
+
+
+def test_stopped_in_the_learning_rate_finder(prepared: tuple[Path, Manifest], tmp_path: Path) -> None:
+    finder = "lr_finder: {enabled: true, start_lr: 1.0e-9, end_lr: 1.0e-8, num_steps: 100000}"
+    recipe = write_recipe(
+        tmp_path, prepared[0], **{"tracking: {mlflow: false}": "tracking: {mlflow: false}\n" + finder}
+    )
+    process = start("train", str(recipe), f"run.folder={tmp_path}", num_ranks=2)
+    while process.poll() is None and "epochs ×" not in (process.stdout.readline() if process.stdout else ""):
+        pass
+    time.sleep(4)
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    output = process.communicate(timeout=60)[0]
+    assert read_json(tmp_path / "tiny" / "status.json")["status"] == "restart", output
+    assert time.monotonic() - began < 25  # torchrun kills after 30
+
+
+def test_other_data_of_the_same_classes_is_not_gone_on_with(
+    prepared: tuple[Path, Manifest], tmp_path: Path
+) -> None:
+    from data_prep.pipeline import PrepareOptions, prepare
+    from data_prep.sources import open_source
+    from tests.conftest import write_image_folder
+
+    source = write_image_folder(tmp_path / "source", num_classes=4, num_train=30, num_val=11)
+    prepare(open_source(source), PrepareOptions(out=tmp_path / "data", num_workers=1, progress=False))
+    recipe = write_recipe(tmp_path, prepared[0])
+    words = ("train", str(recipe), f"run.folder={tmp_path}/runs")
+    assert run(*words).returncode == 0
+    (tmp_path / "runs" / "tiny" / "status.json").unlink()  # as if it had been stopped
+    result = run(*words, f"data.path={tmp_path / 'data'}")
+    assert result.returncode == 1 and "another version of" in result.stderr
+
+
+def test_second_training_in_one_folder_is_refused(prepared: tuple[Path, Manifest], tmp_path: Path) -> None:
+    from data_prep.storage import exclusive_lock
+
+    (tmp_path / "tiny").mkdir()
+    with exclusive_lock(tmp_path / "tiny"):
+        result = run("train", str(write_recipe(tmp_path, prepared[0])), f"run.folder={tmp_path}")
+    assert result.returncode == 1 and "another process is writing to" in result.stderr
+
+
+def test_check_passes_images_through_the_model(prepared: tuple[Path, Manifest], tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, prepared[0])
+    assert "does not take 32 px in training" in check(recipe, "model.name=vit_tiny_patch16_224")
+    assert "no plain class scores" in check(recipe, "model.library=torchvision", "model.name=googlenet")
+
+
+def test_address_inside_a_checkpoint_is_never_called(
+    finished: Path, prepared: tuple[Path, Manifest], tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.1)
+        state = load_checkpoint(finished)
+        uri = f"http://127.0.0.1:{server.getsockname()[1]}"
+        state["recipe"] = state["recipe"].replace("uri: null", f"uri: {uri}")
+        assert uri in state["recipe"]
+        torch.save(state, tmp_path / "foreign.pt")
+        words = (
+            "evaluation",
+            str(tmp_path / "foreign.pt"),
+            "--data",
+            str(prepared[0]),
+            "--out",
+            str(tmp_path / "r"),
+        )
+        result = run(*words)
+        assert result.returncode == 0, result.stderr
+        with pytest.raises(TimeoutError):
+            server.accept()

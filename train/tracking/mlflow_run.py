@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MAX_PARAMETER_LENGTH = 500
 FINISH_SECONDS = 120.0
+MOST_FAILURES = 3  # in a row; then the server is taken for gone
 
 
 def tracking_uri(config: TrackingSection, runs_folder: Path) -> str:
@@ -140,11 +141,19 @@ class MlflowRun:
     def _work(self, config: TrackingSection, runs_folder: Path, run_name: str) -> None:
         try:
             self._open(config, runs_folder, run_name)
+            failures = 0
             while (call := self._calls.get()) is not None:
                 assert self._client is not None and self.run_id is not None
-                call(self._client, self.run_id)
+                try:
+                    call(self._client, self.run_id)
+                    failures = 0
+                except Exception as error:
+                    failures += 1
+                    if failures == MOST_FAILURES:
+                        raise
+                    self._say(f"warning: MLflow at {self.uri} missed something ({_first_line(error)})")
         except Exception as error:  # whatever MLflow raises, training goes on without it
-            self.failed = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+            self.failed = _first_line(error)
             self._say(f"warning: MLflow at {self.uri} failed ({self.failed}); metrics.jsonl has every row")
 
     def _open(self, config: TrackingSection, runs_folder: Path, run_name: str) -> None:
@@ -157,6 +166,10 @@ class MlflowRun:
         self._client = client
 
 
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+
+
 def add_to_run(
     uri: str, run_id: str, folder: Path, artifact_folder: str, metrics: dict[str, float]
 ) -> str | None:
@@ -167,5 +180,5 @@ def add_to_run(
         for name, value in metrics.items():
             client.log_metric(run_id, name, value)
     except Exception as error:  # whatever MLflow raises, the files are there
-        return f"MLflow at {uri} did not take the report ({type(error).__name__}: {str(error)[:200]})"
+        return f"MLflow at {uri} did not take the report ({_first_line(error)})"
     return None

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +22,7 @@ from data_prep.sources import open_source
 from data_prep.storage import crc32c, exclusive_lock
 from data_prep.verify import verify
 from data_prep.writers.beton import BetonWriter, read_beton_tables
+from tests.conftest import ROOT, write_image_folder
 
 
 def options(out: Path, **changes: object) -> PrepareOptions:
@@ -226,3 +232,64 @@ def _killed(*arguments: object) -> None:
     import os
 
     os._exit(9)
+
+
+def test_strange_directory_entries_are_quarantined(image_folder: Path, tmp_path: Path) -> None:
+    folder = image_folder / "train" / "class_0"
+    os.mkfifo(folder / "pipe.jpg")  # reading it would wait for ever
+    (folder / "dangling.jpg").symlink_to("/nowhere")
+    (folder / "line\u2028end.jpg").write_bytes(b"junk")
+    with open(os.fsencode(folder) + b"/\xff\xfe.jpg", "wb") as file:
+        file.write(b"junk")
+    manifest = prepare(open_source(image_folder), options(tmp_path / "out", max_bad_fraction=0.2))
+    assert manifest.num_found == 55 and manifest.num_quarantined == 4
+    assert "not a regular file" in manifest.quarantined_by_reason
+    assert verify(tmp_path / "out", progress=False)[1] == []
+
+
+@pytest.mark.parametrize("name", ["train.beton", "val.index.npy"])
+def test_damaged_data_set_is_prepared_again(image_folder: Path, tmp_path: Path, name: str) -> None:
+    source, out = open_source(image_folder), tmp_path / "out"
+    prepare(source, options(out))
+    whole = (out / name).read_bytes()
+    damage_byte(out / name, len(whole) - 100)
+    prepare(source, options(out))
+    assert (out / name).read_bytes() == whole and verify(out, progress=False)[1] == []
+
+
+def test_damaged_index_is_refused(copy_of_prepared: Callable[[], Path]) -> None:
+    folder = copy_of_prepared()
+    index = np.load(folder / "train.index.npy")
+    index["label"] = 3 - index["label"]
+    np.save(folder / "train.index.npy", index)
+    with pytest.raises(ValueError, match="its SHA-256 differs"):
+        load_index(folder, load_manifest(folder), "train")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_killed_prepare_leaves_no_process(tmp_path: Path, number: int) -> None:
+    source = write_image_folder(tmp_path / "source", num_train=300)
+    words = ["-m", "data_prep", "prepare", "--source", str(source), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        [sys.executable, *words],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while process.poll() is None and not (tmp_path / "out" / ".train.beton.partial").exists():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.send_signal(number)
+    process.wait(30)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and _session_members(process.pid):
+        time.sleep(0.1)
+    assert _session_members(process.pid) == []
+
+
+def _session_members(session: int) -> list[str]:
+    result = subprocess.run(
+        ["ps", "-s", str(session), "-o", "pid=,stat=,args="], capture_output=True, text=True
+    )
+    return [line for line in result.stdout.splitlines() if line.split()[1][0] != "Z"]

@@ -112,3 +112,35 @@ def test_class_without_training_images(tmp_path: Path) -> None:
 def test_unknown_layout_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="did you mean flat-folder"):
         open_source(flat(tmp_path, a=1, b=1), layout="flat_folder")
+
+
+@pytest.mark.parametrize(("train", "val"), [("Training", "Testing"), ("Train", "Val"), ("TRAIN", "test")])
+def test_split_folders_are_never_taken_for_classes(tmp_path: Path, train: str, val: str) -> None:
+    for name in (f"{train}/a/1.jpg", f"{train}/b/1.jpg", f"{val}/a/2.jpg", f"{val}/b/2.jpg"):
+        touch(tmp_path / name)
+    source = open_source(tmp_path)
+    assert source.class_names == ("a", "b") and source.count("val") == 2
+
+
+def test_folders_of_folders_are_no_classes(tmp_path: Path) -> None:
+    for name in ("part1/a/1.jpg", "part1/b/1.jpg", "part2/a/2.jpg", "part2/b/2.jpg"):
+        touch(tmp_path / name)
+    with pytest.raises(ValueError, match="no known layout"):
+        open_source(tmp_path)
+
+
+def test_flat_test_folder_does_not_take_the_validation_away(tmp_path: Path) -> None:
+    for number in range(10):
+        touch(tmp_path / "train" / "a" / f"{number}.jpg")
+        touch(tmp_path / "train" / "b" / f"{number}.jpg")
+    touch(tmp_path / "test" / "unlabelled.jpg")
+    source = open_source(tmp_path)
+    assert source.count("val") == 4
+    assert any("in no class folder" in warning for warning in source.warnings)
+
+
+def test_source_one_level_too_high(tmp_path: Path) -> None:
+    flat(tmp_path / "archive" / "data", a=5, b=5)
+    touch(tmp_path / "archive" / "data" / "a" / "x.jpg")
+    with pytest.raises(ValueError, match="--source .*data"):
+        open_source(tmp_path / "archive", layout="flat-folder")

@@ -294,3 +294,18 @@ def test_reference_workers_give_the_same_as_none(prepared: tuple[Path, Manifest]
     with_workers = read_rank_batches(replace(plan, num_workers=2), "reference")
     alone = read_rank_batches(plan, "reference")
     assert all(torch.equal(alone[sample_id], with_workers[sample_id]) for sample_id in alone)
+
+
+@pytest.mark.ffcv
+def test_tables_that_disagree_with_the_index_are_refused(copy_of_prepared: Callable[[], Path]) -> None:
+    from data_prep.writers.beton import METADATA_DTYPE, METADATA_START
+
+    folder = copy_of_prepared()
+    manifest = load_manifest(folder)
+    with (folder / "train.beton").open("r+b") as file:
+        table = np.fromfile(file, METADATA_DTYPE, count=160, offset=METADATA_START)
+        table["image"]["data_ptr"] = table["image"]["data_ptr"][::-1].copy()
+        file.seek(METADATA_START)
+        file.write(table.tobytes())
+    with pytest.raises(ValueError, match="disagree about offset"):
+        build_loader("ffcv", training_plan(folder, manifest))

@@ -84,3 +84,10 @@ def test_norms_and_biases_are_not_decayed() -> None:
     decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
     assert decayed == {id(model[0].weight), id(model[2].weight)}
     assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(("num_steps", "warmup"), [(2, 0.5), (4, 0.25), (10, 0.1), (1, 0.3)])
+def test_shortest_cycles(num_steps: int, warmup: float) -> None:
+    phase = OneCyclePhase(epochs=1, warmup_fraction=warmup)
+    rates = [one_cycle(step, num_steps, 0.4, 0.9, phase)[0] for step in range(num_steps)]
+    assert all(0 <= rate <= 0.4 for rate in rates)
