@@ -68,9 +68,8 @@ def run_pipeline(source: Path | None, recipe: Path, overrides: list[str]) -> Pat
     run_folder = RUNS / run_name
     status = read_json(run_folder / "status.json")
     if status.get("status") != "finished":
-        print(
-            f"training stopped ({status.get('reason')}): make demo again goes on from there", file=sys.stderr
-        )
+        reason = status.get("reason", "it was killed")
+        print(f"training stopped ({reason}): make demo again goes on from there", file=sys.stderr)
         return None
     step("Evaluating the best checkpoint")
     call(["-m", "evaluation", str(run_folder), "--data", str(folder)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,9 @@ def _model_faults(recipe: Recipe) -> list[str]:
     """Build the model and pass two images through it, training and evaluating, at the recipe's sizes."""
     if fault := model_fault(recipe.model):
         return [fault]
-    model = build_model(recipe.model.model_copy(update={"pretrained": False}), num_classes=7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of libraries, about themselves
+        model = build_model(recipe.model.model_copy(update={"pretrained": False}), num_classes=7)
     sizes = {True: recipe.data.resolution, False: recipe.validation_resolution}
     for training, side in sizes.items():
         doing = "training" if training else "validation"

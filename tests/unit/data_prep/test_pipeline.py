@@ -239,8 +239,7 @@ def test_strange_directory_entries_are_quarantined(image_folder: Path, tmp_path:
     os.mkfifo(folder / "pipe.jpg")  # reading it would wait for ever
     (folder / "dangling.jpg").symlink_to("/nowhere")
     (folder / "line\u2028end.jpg").write_bytes(b"junk")
-    with open(os.fsencode(folder) + b"/\xff\xfe.jpg", "wb") as file:
-        file.write(b"junk")
+    (folder / os.fsdecode(b"\xff\xfe.jpg")).write_bytes(b"junk")
     manifest = prepare(open_source(image_folder), options(tmp_path / "out", max_bad_fraction=0.2))
     assert manifest.num_found == 55 and manifest.num_quarantined == 4
     assert "not a regular file" in manifest.quarantined_by_reason
@@ -288,8 +287,14 @@ def test_killed_prepare_leaves_no_process(tmp_path: Path, number: int) -> None:
     assert _session_members(process.pid) == []
 
 
-def _session_members(session: int) -> list[str]:
-    result = subprocess.run(
-        ["ps", "-s", str(session), "-o", "pid=,stat=,args="], capture_output=True, text=True
-    )
-    return [line for line in result.stdout.splitlines() if line.split()[1][0] != "Z"]
+def _session_members(session: int) -> list[int]:
+    """Process ids of a session, zombies aside, from /proc (a minimal system has no ps)."""
+    members = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, its_session = path.read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue  # it has just ended
+        if int(its_session) == session and state != "Z":
+            members.append(int(path.parent.name))
+    return members

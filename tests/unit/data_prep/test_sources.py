@@ -142,5 +142,5 @@ def test_flat_test_folder_does_not_take_the_validation_away(tmp_path: Path) -> N
 def test_source_one_level_too_high(tmp_path: Path) -> None:
     flat(tmp_path / "archive" / "data", a=5, b=5)
     touch(tmp_path / "archive" / "data" / "a" / "x.jpg")
-    with pytest.raises(ValueError, match="--source .*data"):
+    with pytest.raises(ValueError, match=r"--source .*data"):
         open_source(tmp_path / "archive", layout="flat-folder")
