@@ -146,9 +146,9 @@ def distributed(timeout_seconds: float = 600) -> Iterator[Ranks]:
 def exit_rank(code: int) -> NoReturn:
     """End this process at once, its output flushed.
 
-    With torch 2.15 and gloo, ranks aborted in about one of four runs while the interpreter was torn down
-    ("terminate called without an active exception"), after all work was done; torchrun then takes the job
-    for failed and kills the other ranks. So there is no teardown.
+    With torch 2.15 and gloo, ranks of short runs often aborted while the interpreter was torn down
+    ("terminate called without an active exception"; counts in benchmarks/RESULTS.md), after all work was
+    done; torchrun then takes the job for failed and kills the other ranks. So there is no teardown.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -19,6 +19,13 @@ from tests.integration.launch import read_json, run, start, write_recipe
 from train.checkpoint import load_checkpoint, state_sha256
 from train.tracking.metrics_file import read_metrics
 
+# What whoever reads a run's result may rely on.
+SUMMARY_FIELDS = {
+    *("final_top1", "final_top5", "best_top1", "best_top5", "best_epoch", "validation_resolution", "epochs"),
+    *("world_size", "num_parameters", "images_per_second", "data_wait_fraction", "wall_seconds", "cost_usd"),
+    *("mlflow_run_id", "stopped_because", "checkpoint", "checkpoint_sha256"),
+}
+
 
 @pytest.fixture(scope="module")
 def finished(prepared: tuple[Path, Manifest], tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -40,6 +47,7 @@ def finished(prepared: tuple[Path, Manifest], tmp_path_factory: pytest.TempPathF
 
 def test_run_folder_is_complete(finished: Path) -> None:
     summary = read_json(finished / "summary.json")
+    assert set(summary) == SUMMARY_FIELDS
     assert summary["epochs"] == 3 and summary["world_size"] == 2 and summary["stopped_because"] == "finished"
     assert 0 <= summary["final_top1"] <= summary["best_top1"] <= 1 == summary["final_top5"]
     assert read_json(finished / "status.json")["status"] == "finished"

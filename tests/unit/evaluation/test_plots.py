@@ -101,10 +101,13 @@ def test_figures_survive_names_that_are_no_names(width_inches):
     num_classes = len(HOSTILE_NAMES)
     labels = np.arange(num_classes)
     predictions = Predictions(np.eye(num_classes)[::-1], labels, labels, tuple(HOSTILE_NAMES))
-    draw(plot_confusion_matrix(confusion_matrix(predictions), HOSTILE_NAMES, width_inches=width_inches))
-    draw(plot_per_class_accuracy(per_class_table(predictions), width_inches=width_inches))
     items = draw_predicted_images(predictions, lambda _: np.zeros((8, 8, 3), np.uint8), num_classes, seed=0)
-    draw(plot_prediction_grid(items, width_inches=width_inches))
+    pictures = [
+        draw(plot_confusion_matrix(confusion_matrix(predictions), HOSTILE_NAMES, width_inches=width_inches)),
+        draw(plot_per_class_accuracy(per_class_table(predictions), width_inches=width_inches)),
+        draw(plot_prediction_grid(items, width_inches=width_inches)),
+    ]
+    assert all(100 < side < 10_000 for picture in pictures for side in picture.size)
 
 
 def test_per_class_bars_are_sorted_and_have_their_interval():
