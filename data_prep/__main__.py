@@ -79,7 +79,7 @@ def _run_prepare(options: argparse.Namespace) -> int:
         raise ValueError(f"--max-bad-fraction is {options.max_bad_fraction}: it must be from 0 to 1")
     if options.resolution_cap and not 8 <= options.resolution_cap <= 65535:
         raise ValueError(f"--resolution-cap is {options.resolution_cap}: it must be 0 or from 8 to 65535")
-    source = open_source(options.source, options.layout, options.val_fraction, options.seed)
+    source = open_source(str(options.source), options.layout, options.val_fraction, options.seed)
     _describe(source, options.source)
     images = ImageSettings(resolution_cap=options.resolution_cap or None, quality=options.quality)
     manifest = prepare(

@@ -2,7 +2,8 @@
 
     data/intel/
       manifest.json      written last: no manifest, no data set
-      train.beton        the shards (here: FFCV's format)
+      train.beton        the shards in FFCV's format, one a split; or
+    train-00000.tar    in WebDataset's, 128–512 MB each, with train-00000.idx for DALI
       train.index.npy    one row a sample, see INDEX_DTYPE; random access for every loader
       train.keys.txt     line n: the source key of sample n, as JSON
       quarantine.jsonl   one line a source file that could not be used
@@ -15,6 +16,8 @@ Example:
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import re
 from pathlib import Path
@@ -23,7 +26,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from data_prep.storage import sha256_file, write_atomically
+from data_prep.storage import Folder, LocalFolder, open_folder, sha256_file
 
 MANIFEST_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -71,21 +74,43 @@ class FileEntry(_Model):
 
 
 class SplitEntry(_Model):
-    """One split: its counts and files."""
+    """One split: its counts and files.
+
+    Attributes:
+        shards: the files with the images, in the order of the index's `shard` column.
+        dali_indexes: DALI's `.idx` of each shard, in the same order; () for other formats.
+    """
 
     num_samples: int = Field(ge=0)
     class_counts: tuple[int, ...]
     shards: tuple[FileEntry, ...]
+    dali_indexes: tuple[FileEntry, ...] = ()
     index: FileEntry
     keys: FileEntry
 
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """All files of the split."""
+        return (*self.shards, *self.dali_indexes, self.index, self.keys)
+
 
 class ImageSettings(_Model):
-    """How every stored image was made."""
+    """How every stored image was made.
 
-    encode: Literal["q90"] = "q90"
+    Attributes:
+        encode: "q90": every image decoded, capped and encoded once, at `quality`. "lossless": a baseline
+            JPEG of three components within the cap keeps its bytes; the others as with "q90".
+        resolution_cap: pixels of `cap_side`, never enlarged to; None for no limit.
+        apply_exif: images are turned as their EXIF orientation says, instead of kept as stored.
+        subsampling: of the chroma, "420" or "444" (for images of few pixels).
+    """
+
+    encode: Literal["q90", "lossless"] = "q90"
     resolution_cap: int | None = Field(default=500, ge=8, le=65535)
+    cap_side: Literal["longest", "shortest"] = "longest"
     quality: int = Field(default=90, ge=1, le=100)
+    subsampling: Literal["420", "444"] = "420"
+    apply_exif: bool = False
     restart_markers: bool = False
 
 
@@ -93,9 +118,10 @@ class Manifest(_Model):
     """The contents of `manifest.json`."""
 
     version: Literal[1] = 1
-    format: Literal["ffcv"] = "ffcv"
+    format: Literal["ffcv", "dali"] = "ffcv"
     layout: str
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # sorted; a label is an ordinal in them
+    display_names: tuple[str, ...] = ()  # what people call the classes; () in old data sets
     splits: dict[Literal["train", "val"], SplitEntry]
     mean: tuple[float, float, float]  # of the training images, in units of [0, 1]
     std: tuple[float, float, float]
@@ -116,31 +142,74 @@ class Manifest(_Model):
         return sum(shard.bytes for split in self.splits.values() for shard in split.shards)
 
 
-def load_manifest(folder: Path) -> Manifest:
-    """Read `folder/manifest.json`.
+def load_manifest(location: Path | str | Folder) -> Manifest:
+    """Read the manifest of a data set in a folder or at `s3://bucket/prefix`.
 
     Raises:
         ValueError: the folder or its manifest is missing, or the manifest cannot be understood.
     """
-    path = folder / MANIFEST_NAME
-    if not folder.is_dir():
-        raise ValueError(f"data folder {folder} does not exist: prepare it with python -m data_prep prepare")
-    if not path.is_file():
+    folder = location if isinstance(location, Folder) else open_folder(location)
+    path = folder.path_of(MANIFEST_NAME)
+    if isinstance(folder, LocalFolder) and not folder.path.is_dir():
         raise ValueError(
-            f"{folder} holds no manifest.json, so it is no finished data set: "
-            "run python -m data_prep prepare (again, if it was interrupted)"
+            f"data folder {folder.location} does not exist: prepare it with python -m data_prep prepare"
         )
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        content = folder.read(MANIFEST_NAME)
+    except FileNotFoundError:
+        raise ValueError(
+            f"{folder.location} holds no manifest.json, so it is no finished data set: "
+            "run python -m data_prep prepare (again, if it was interrupted)"
+        ) from None
+    try:
+        return Manifest.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise ValueError(f"{path} is damaged or of another version ({where}: {first['msg']})") from None
 
 
-def save_manifest(folder: Path, manifest: Manifest) -> None:
+def save_manifest(folder: Folder, manifest: Manifest) -> None:
     """Write the manifest; this is what makes a folder a data set."""
-    write_atomically(folder / MANIFEST_NAME, (manifest.model_dump_json(indent=2) + "\n").encode())
+    folder.write(MANIFEST_NAME, (manifest.model_dump_json(indent=2) + "\n").encode())
+
+
+def read_index(folder: Folder, manifest: Manifest, split: Literal["train", "val"]) -> np.ndarray:
+    """The sample index of a split, read into memory from a folder or S3: array of INDEX_DTYPE.
+
+    Raises:
+        ValueError: as `load_index`.
+    """
+    if isinstance(folder, LocalFolder):
+        return load_index(folder.path, manifest, split)
+    entry = _split_entry(folder.location, manifest, split)
+    content = _read_whole(folder, entry.index)
+    index = np.load(io.BytesIO(content), allow_pickle=False)
+    if index.dtype != INDEX_DTYPE or index.shape != (entry.num_samples,):
+        raise ValueError(f"{folder.path_of(entry.index.name)} does not fit its manifest: prepare it again")
+    return index
+
+
+def read_keys(folder: Folder, manifest: Manifest, split: Literal["train", "val"]) -> list[str]:
+    """Source keys of a split in sample-id order, from a folder or S3. ValueError: damaged."""
+    content = _read_whole(folder, _split_entry(folder.location, manifest, split).keys)
+    return [json.loads(line) for line in content.decode().splitlines()]
+
+
+def _read_whole(folder: Folder, entry: FileEntry) -> bytes:
+    try:
+        content = folder.read(entry.name)
+    except FileNotFoundError:
+        raise ValueError(f"{folder.path_of(entry.name)} is missing: copy it again") from None
+    if hashlib.sha256(content).hexdigest() != entry.sha256:
+        raise ValueError(f"{folder.path_of(entry.name)} is damaged (its SHA-256 differs): copy it again")
+    return content
+
+
+def _split_entry(location: str, manifest: Manifest, split: str) -> SplitEntry:
+    if split not in manifest.splits:
+        raise ValueError(f"{location} has no split {split!r}: it holds {', '.join(manifest.splits)}")
+    return manifest.splits[split]
 
 
 def load_index(folder: Path, manifest: Manifest, split: Literal["train", "val"]) -> np.ndarray:
@@ -149,9 +218,7 @@ def load_index(folder: Path, manifest: Manifest, split: Literal["train", "val"])
     Raises:
         ValueError: the split is not there, or its index is not what the manifest says.
     """
-    if split not in manifest.splits:
-        raise ValueError(f"{folder} has no split {split!r}: it holds {', '.join(manifest.splits)}")
-    entry = manifest.splits[split]
+    entry = _split_entry(str(folder), manifest, split)
     path = folder / entry.index.name
     check_size(path, entry.index)
     # Labels, places and sizes come from here, so a wrong byte would train on garbage in silence.

@@ -14,7 +14,6 @@ import math
 import multiprocessing
 import os
 import signal
-import stat
 import sys
 import threading
 from collections import Counter, deque
@@ -39,10 +38,10 @@ from data_prep.manifest import (
     load_manifest,
     save_manifest,
 )
-from data_prep.normalize import MAX_FILE_BYTES, NormalizedImage, Rejected, normalize
+from data_prep.normalize import NormalizedImage, Rejected, normalize
 from data_prep.progress import progress_bar
 from data_prep.sources import Sample, Source
-from data_prep.storage import crc32c, exclusive_lock, sha256_file, sync_folder, write_atomically
+from data_prep.storage import LocalFolder, crc32c, exclusive_lock, sha256_file, sync_folder, write_atomically
 from data_prep.writers.beton import BetonWriter
 
 SAMPLES_PER_TASK = 16  # enough to hide the cost of passing a task, few enough to keep the bar moving
@@ -107,7 +106,7 @@ def prepare(source: Source, options: PrepareOptions) -> Manifest:
         quarantined = [line for split in state.splits.values() for line in split.quarantined]
         lines = "".join(json.dumps(line) + "\n" for line in quarantined)
         write_atomically(out / QUARANTINE_NAME, lines.encode())
-        save_manifest(out, manifest)
+        save_manifest(LocalFolder(out), manifest)
         (out / ".prepare-state.json").unlink(missing_ok=True)
     return manifest
 
@@ -118,12 +117,8 @@ def fingerprint_of(source: Source, options: PrepareOptions) -> str:
     settings = options.images.model_dump_json()
     digest.update(f"{__version__}|{source.layout}|{settings}|{options.seed}|{source.class_names}".encode())
     for sample in source.samples:
-        try:
-            status = sample.path.stat()
-            version = f"{status.st_size}|{status.st_mtime_ns}"
-        except OSError:
-            version = "unreadable"  # a link to nowhere: it will be quarantined
-        digest.update(f"{sample.split}|{sample.label}|{sample.key}|{version}\n".encode())
+        line = f"{sample.split}|{sample.label}|{sample.key}|{sample.blob.version()}\n"
+        digest.update(line.encode())
     return digest.hexdigest()
 
 
@@ -295,22 +290,14 @@ def _normalize_task(samples: list[Sample], settings: ImageSettings) -> list[Norm
     results: list[NormalizedImage | str] = []
     for sample in samples:
         try:
-            results.append(normalize(_read_regular(sample), settings))
+            results.append(normalize(sample.read(), settings))
         except Rejected as error:
             results.append(str(error))
         except OSError as error:
             results.append(f"cannot be read: {error.strerror}")
+        except ValueError as error:  # a blob's own reason
+            results.append(str(error))
     return results
-
-
-def _read_regular(sample: Sample) -> bytes:
-    """The bytes of a plain file of sane size: a pipe would block for ever, a huge file fill the memory."""
-    status = sample.path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise Rejected("not a regular file")
-    if status.st_size > MAX_FILE_BYTES:
-        raise Rejected(f"file larger than {MAX_FILE_BYTES >> 20} MiB")
-    return sample.read()
 
 
 def _build_manifest(source: Source, options: PrepareOptions, state: _State) -> Manifest:

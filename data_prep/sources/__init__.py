@@ -1,10 +1,11 @@
 """Source layouts: one file a layout that users really have, each yielding `Sample`s.
 
-A layout module has a NAME, a one-line DESCRIPTION, `detect(root)`, and `list_files(root)`. To add one, write
-the module and name it in LAYOUTS, most specific first.
+A layout module has a NAME, a one-line DESCRIPTION, `detect(tree)`, and `list_files(tree)` → `Listing`. To add
+one, write the module and name it in LAYOUTS, most specific first. A layout sees a `SourceTree`: a folder, an
+S3 prefix, a zip or a tar look the same to it.
 
 Example:
-    >>> source = open_source(Path("../shared/data/intel"))
+    >>> source = open_source("../shared/data/intel")
     >>> source.description, len(source.samples)
 """
 
@@ -19,7 +20,11 @@ from types import ModuleType
 import numpy as np
 
 from data_prep.sources import category_in_filename, flat_folder, image_folder, intel
-from data_prep.sources.files import SourceFile, files_in, subfolders
+from data_prep.sources.listing import Listing, Sample
+from data_prep.sources.tree import SourceTree, open_tree, readable
+from data_prep.sources.wordnet import wordnet_names
+
+__all__ = ["LAYOUTS", "Sample", "Source", "open_source"]
 
 LAYOUTS: dict[str, ModuleType] = {
     module.NAME: module for module in (intel, category_in_filename, image_folder, flat_folder)
@@ -28,32 +33,17 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".ti
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One source file with its place in the data set.
+class Source:
+    """A recognised source: its layout, class names in label order, and samples (by split, then key).
 
     Attributes:
-        key: path below the source's root, with forward slashes; what quarantine and index call it.
-        path: where its bytes are.
-        label: ordinal of its class in the sorted class names.
-        split: "train" or "val".
+        display_names: what people call the classes, in label order; the class name where nothing is known.
     """
-
-    key: str
-    path: Path
-    label: int
-    split: str
-
-    def read(self) -> bytes:
-        return self.path.read_bytes()
-
-
-@dataclass(frozen=True)
-class Source:
-    """A recognised source: its layout, class names in label order, and samples (by split, then key)."""
 
     layout: str
     description: str
     class_names: tuple[str, ...]
+    display_names: tuple[str, ...]
     samples: tuple[Sample, ...]
     warnings: tuple[str, ...]
 
@@ -61,46 +51,59 @@ class Source:
         return sum(sample.split == split for sample in self.samples)
 
 
-def open_source(root: Path, layout: str | None = None, val_fraction: float = 0.2, seed: int = 0) -> Source:
-    """Recognise the layout of `root` (or take the named one) and list its samples.
+def open_source(
+    location: str | Path,
+    layout: str | None = None,
+    val_fraction: float = 0.2,
+    seed: int = 0,
+    classes: tuple[str, ...] = (),
+    max_per_class: int | None = None,
+) -> Source:
+    """Recognise the layout of a source (or take the named one) and list its samples.
 
     Args:
-        root: folder with the source's files.
+        location: folder, zip or tar with the source's files, or `s3://bucket/prefix`.
         layout: a name from LAYOUTS, or None to detect it.
         val_fraction: share of each class that goes to `val` where the layout has no split of its own.
-        seed: of that split.
+        seed: of that split, and of the choice that `max_per_class` makes.
+        classes: take only these (class or display names); () for all.
+        max_per_class: take at most so many images of each class in each split.
 
     Raises:
-        ValueError: no such folder, no known layout, an empty class, fewer than two classes; the message
+        ValueError: no such source, no known layout, an empty class, fewer than two classes; the message
             says what to change.
     """
-    if not root.exists():
-        raise ValueError(f"source {root} does not exist: check --source")
-    if not root.is_dir():
-        raise ValueError(f"source {root} is a file: --source takes a folder")
     if not 0 < val_fraction < 1:
         raise ValueError(f"--val-fraction is {val_fraction}: it must be between 0 and 1")
-    module = _choose_layout(root, layout)
-    files, class_names = module.list_files(root)
-    _check_classes(root, files, class_names)
-    names = tuple(sorted(class_names))
-    files = sorted(files, key=lambda file: file.key)
-    splits, warnings = _assign_splits(files, val_fraction, seed)
-    warnings += _loose_images(root, files)
-    if "val" not in splits:
+    if max_per_class is not None and max_per_class < 1:
+        raise ValueError(f"--max-per-class is {max_per_class}: it must be at least 1")
+    tree = open_tree(str(location))
+    module = _choose_layout(tree, layout)
+    listing: Listing = module.list_files(tree)
+    display = {**wordnet_names(listing.class_names), **listing.display_names}
+    if classes:
+        listing = _select_classes(listing, classes, display)
+    _check_classes(tree, listing)
+    listing.samples.sort(key=lambda sample: sample.key)
+    warnings = (*listing.warnings, *_assign_splits(listing.samples, val_fraction, seed))
+    if not classes:
+        warnings += _loose_images(tree, listing.samples)
+    if max_per_class is not None:
+        listing.samples = _at_most(listing.samples, max_per_class, seed)
+    if not any(sample.split == "val" for sample in listing.samples):
         warnings += ("there are no validation images: training will refuse this data set",)
+    names = tuple(sorted(listing.class_names))
     label_of = {name: label for label, name in enumerate(names)}
-    samples = [
-        Sample(file.key, file.path, label_of[file.class_name], split)
-        for file, split in zip(files, splits, strict=True)
-    ]
-    samples.sort(key=lambda sample: (sample.split, sample.key))
-    source = Source(module.NAME, module.DESCRIPTION, names, tuple(samples), warnings)
+    for sample in listing.samples:
+        sample.label = label_of[sample.class_name]
+    samples = tuple(sorted(listing.samples, key=lambda sample: (sample.split, sample.key)))
+    display_names = tuple(display.get(name, name) for name in names)
+    source = Source(module.NAME, module.DESCRIPTION, names, display_names, samples, warnings)
     _check_splits(source)
     return source
 
 
-def _choose_layout(root: Path, layout: str | None) -> ModuleType:
+def _choose_layout(tree: SourceTree, layout: str | None) -> ModuleType:
     if layout is not None:
         if layout not in LAYOUTS:
             near = difflib.get_close_matches(layout, LAYOUTS, n=1)
@@ -108,44 +111,88 @@ def _choose_layout(root: Path, layout: str | None) -> ModuleType:
             raise ValueError(f"--layout {layout} is not known: {hint}")
         return LAYOUTS[layout]
     for module in LAYOUTS.values():
-        if module.detect(root):
+        if module.detect(tree):
             return module
-    seen = sorted(entry.name for entry in root.iterdir())
+    seen = sorted(tree.subfolders() + tree.files_in())
     listing = ", ".join(seen[:5]) + (" …" if len(seen) > 5 else "") or "nothing"
     raise ValueError(
-        f"no known layout in {root} (it holds {listing}): expected train/<class>/ and val/<class>/, or one "
-        "folder a class; name it with --layout if you know it"
+        f"no known layout in {tree.location} (it holds {listing}): expected train/<class>/ and val/<class>/, "
+        f"or one folder a class; name it with --layout if you know it ({', '.join(LAYOUTS)})"
     )
 
 
-def _check_classes(root: Path, files: list[SourceFile], class_names: set[str]) -> None:
+def _select_classes(listing: Listing, wanted: tuple[str, ...], display: dict[str, str]) -> Listing:
+    by_name = {name: name for name in listing.class_names}
+    for name, shown in display.items():
+        by_name.setdefault(shown, name)
+    chosen = set()
+    for name in wanted:
+        if name not in by_name:
+            near = difflib.get_close_matches(name, by_name, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {len(listing.class_names)} classes"
+            raise ValueError(f"--classes: the source has no class {name!r}; {hint}")
+        chosen.add(by_name[name])
+    samples = [sample for sample in listing.samples if sample.class_name in chosen]
+    return Listing(samples, chosen, listing.display_names, listing.warnings)
+
+
+def _check_classes(tree: SourceTree, listing: Listing) -> None:
+    class_names = listing.class_names
     if len(class_names) < 2:
-        inside = [f for f in subfolders(root) if any(m.detect(f) for m in LAYOUTS.values())]
-        if len(inside) == 1:
+        inside = _data_set_inside(tree)
+        if inside:
             raise ValueError(
-                f"{root} has only one folder, which looks like the data set: --source {inside[0]}"
+                f"{tree.location} has only one folder, which looks like the data set: --source {inside}"
             )
         found = f"only one class ({next(iter(class_names))})" if class_names else "no class"
-        raise ValueError(f"{root} has {found}: a classifier needs at least two class folders with images")
-    empty = sorted(class_names - {file.class_name for file in files})
+        raise ValueError(
+            f"{tree.location} has {found}: a classifier needs at least two class folders with images"
+        )
+    empty = sorted(class_names - {sample.class_name for sample in listing.samples})
     if empty:
         raise ValueError(
-            f"class {empty[0]!r} in {root} has no files{_and_more(empty)}: add images or remove the folder"
+            f"class {empty[0]!r} in {tree.location} has no files{_and_more(empty)}: add images or remove "
+            "the folder"
         )
 
 
-def _loose_images(root: Path, files: list[SourceFile]) -> tuple[str, ...]:
+def _data_set_inside(tree: SourceTree) -> str | None:
+    """The only folder of a tree where that is a data set itself: people often unpack one level too high."""
+    folders = tree.subfolders()
+    if len(folders) != 1:
+        return None
+    inside = f"{tree.location.rstrip('/')}/{folders[0]}"
+    try:
+        nested = open_tree(inside)
+    except ValueError:
+        return None  # inside an archive
+    return inside if any(module.detect(nested) for module in LAYOUTS.values()) else None
+
+
+def _loose_images(tree: SourceTree, samples: list[Sample]) -> tuple[str, ...]:
     """A warning about image files beside the class folders, which belong to no class."""
-    taken = {file.path for file in files}
+    taken = {sample.key for sample in samples}
+    folders = ["", *tree.subfolders()]
+    paths = [f"{folder}/{name}" if folder else name for folder in folders for name in tree.files_in(folder)]
     loose = [
-        path
-        for folder in (root, *subfolders(root))
-        for path in files_in(folder)
-        if path.suffix.lower() in IMAGE_SUFFIXES and path not in taken
+        path for path in paths if Path(path).suffix.lower() in IMAGE_SUFFIXES and readable(path) not in taken
     ]
     if not loose:
         return ()
-    return (f"{len(loose)} image files lie in no class folder and are left out (first: {loose[0]})",)
+    first = f"{tree.location}/{readable(loose[0])}"
+    return (f"{len(loose)} image files lie in no class folder and are left out (first: {first})",)
+
+
+def _at_most(samples: list[Sample], limit: int, seed: int) -> list[Sample]:
+    """A seeded choice of at most `limit` samples of each class in each split; keeps the order."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for position, sample in enumerate(samples):
+        groups.setdefault((sample.split or "", sample.class_name), []).append(position)
+    kept: list[int] = []
+    for (split, name), positions in groups.items():
+        generator = _generator(seed, f"{split}:{name}")
+        kept += [positions[i] for i in generator.permutation(len(positions))[:limit]]
+    return [samples[position] for position in sorted(kept)]
 
 
 def _check_splits(source: Source) -> None:
@@ -163,33 +210,33 @@ def _and_more(names: list[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
-def _assign_splits(
-    files: list[SourceFile], val_fraction: float, seed: int
-) -> tuple[list[str], tuple[str, ...]]:
-    """The split of each file: the layout's own, else seeded and stratified by class.
+def _assign_splits(samples: list[Sample], val_fraction: float, seed: int) -> tuple[str, ...]:
+    """Give every sample its split: the layout's own, else seeded and stratified by class.
 
     A class too small to give one image to `val` and keep one stays wholly in `train`.
     """
-    splits = [file.split or "train" for file in files]
-    by_class: dict[str, list[int]] = {}
-    for position, file in enumerate(files):
-        if file.split is None:
-            by_class.setdefault(file.class_name, []).append(position)
+    by_class: dict[str, list[Sample]] = {}
+    for sample in samples:
+        if sample.split is None:
+            by_class.setdefault(sample.class_name, []).append(sample)
     unsplit = []
-    for name, positions in by_class.items():
-        num_val = round(len(positions) * val_fraction)
-        if num_val == 0 or num_val == len(positions):
+    for name, members in by_class.items():
+        num_val = round(len(members) * val_fraction)
+        if num_val == 0 or num_val == len(members):
             unsplit.append(name)
-            continue
+            num_val = 0
         # Keyed by name, so that adding one class does not reshuffle the others.
-        digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-        generator = np.random.default_rng(np.frombuffer(digest, np.uint32))
-        for position in generator.permutation(positions)[:num_val]:
-            splits[position] = "val"
+        in_val = set(_generator(seed, name).permutation(len(members))[:num_val].tolist())
+        for position, sample in enumerate(members):
+            sample.split = "val" if position in in_val else "train"
     if not unsplit:
-        return splits, ()
-    warning = (
+        return ()
+    return (
         f"{len(unsplit)} of {len(by_class)} classes have too few images to give {val_fraction:.0%} to val "
-        f"(first: {sorted(unsplit)[0]!r}); they stay wholly in train"
+        f"(first: {sorted(unsplit)[0]!r}); they stay wholly in train",
     )
-    return splits, (warning,)
+
+
+def _generator(seed: int, name: str) -> np.random.Generator:
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return np.random.default_rng(np.frombuffer(digest, np.uint32))

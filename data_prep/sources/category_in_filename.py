@@ -8,9 +8,9 @@ that the label order is the order of the human judgments that come with the imag
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-from data_prep.sources.files import SourceFile, files_in, readable
+from data_prep.sources.listing import Listing, Sample
+from data_prep.sources.tree import SourceTree, readable
 
 NAME = "category-in-filename"
 DESCRIPTION = "rocks: the category is in the file's name, 360 Rocks for train, 120 Rocks for val"
@@ -18,24 +18,25 @@ FOLDERS = (("360 Rocks", "train"), ("120 Rocks", "val"))
 CATEGORY = re.compile(r"^(?P<category>.+?)(_\d+)+\.[A-Za-z]+$")
 
 
-def detect(root: Path) -> bool:
-    return all((root / folder).is_dir() for folder, _ in FOLDERS)
+def detect(tree: SourceTree) -> bool:
+    return all(tree.is_folder(folder) for folder, _ in FOLDERS)
 
 
-def list_files(root: Path) -> tuple[list[SourceFile], set[str]]:
+def list_files(tree: SourceTree) -> Listing:
     """All files with class and split.
 
     Raises:
         ValueError: a file's name does not end in _NUMBER, so its category cannot be told.
     """
-    files = []
+    samples = []
     for folder, split in FOLDERS:
-        for path in files_in(root / folder):
-            match = CATEGORY.match(path.name)
+        for name in tree.files_in(folder):
+            match = CATEGORY.match(name)
+            path = f"{folder}/{name}"
             if match is None:
                 raise ValueError(
-                    f"{path} does not name its category: expected CATEGORY_NUMBER.jpg; rename or remove it"
+                    f"{tree.location}/{readable(path)} does not name its category: expected "
+                    "CATEGORY_NUMBER.jpg; rename or remove it"
                 )
-            key = readable(path.relative_to(root).as_posix())
-            files.append(SourceFile(key, path, readable(match["category"]), split))
-    return files, {file.class_name for file in files}
+            samples.append(Sample(readable(path), tree.blob(path), readable(match["category"]), split))
+    return Listing(samples)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from data_prep.sources.files import SourceFile, class_folders, files_in, subfolders
+from data_prep.sources.listing import Listing, class_folders
+from data_prep.sources.tree import SourceTree
 
 NAME = "flat-folder"
 DESCRIPTION = "one folder a class, no split: a stratified share becomes val"
 
 
-def detect(root: Path) -> bool:
+def detect(tree: SourceTree) -> bool:
     # Where every folder holds folders only, those are splits of some name, not classes.
-    return any(files_in(folder) for folder in subfolders(root))
+    return any(tree.files_in(folder) for folder in tree.subfolders())
 
 
-def list_files(root: Path) -> tuple[list[SourceFile], set[str]]:
-    return class_folders(root, root, None)
+def list_files(tree: SourceTree) -> Listing:
+    return class_folders(tree, "", None)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from data_prep.sources.files import SourceFile, class_folders, subfolders
+from data_prep.sources.listing import Listing, class_folders
+from data_prep.sources.tree import SourceTree
 
 NAME = "image-folder"
 DESCRIPTION = "train and val folders with one folder a class"
@@ -12,23 +11,22 @@ TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "valid", "validation", "test", "testing")
 
 
-def detect(root: Path) -> bool:
-    return _find(root, TRAIN_NAMES) is not None
+def detect(tree: SourceTree) -> bool:
+    return _find(tree, TRAIN_NAMES) is not None
 
 
-def _find(root: Path, names: tuple[str, ...]) -> Path | None:
+def _find(tree: SourceTree, names: tuple[str, ...]) -> str | None:
     """The first of `names` (in any case) that is a folder with class folders in it."""
-    folders = {folder.name.lower(): folder for folder in subfolders(root)}
-    return next((folders[n] for n in names if n in folders and subfolders(folders[n])), None)
+    folders = {folder.lower(): folder for folder in tree.subfolders()}
+    return next((folders[n] for n in names if n in folders and tree.subfolders(folders[n])), None)
 
 
-def list_files(root: Path) -> tuple[list[SourceFile], set[str]]:
+def list_files(tree: SourceTree) -> Listing:
     """All files with class and split; without a val folder, the split is assigned later."""
-    train, val = _find(root, TRAIN_NAMES), _find(root, VAL_NAMES)
+    train, val = _find(tree, TRAIN_NAMES), _find(tree, VAL_NAMES)
     if train is None:
-        raise ValueError(f"{root} has no train folder with class folders: name another --layout")
-    files, class_names = class_folders(root, train, "train" if val else None)
+        raise ValueError(f"{tree.location} has no train folder with class folders: name another --layout")
+    listing = class_folders(tree, train, "train" if val else None)
     if val:
-        val_files, val_class_names = class_folders(root, val, "val")
-        files, class_names = files + val_files, class_names | val_class_names
-    return files, class_names
+        listing = listing.joined(class_folders(tree, val, "val"))
+    return listing

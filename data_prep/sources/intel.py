@@ -6,23 +6,20 @@ unlabelled `seg_pred`, which is left alone.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from data_prep.sources.files import SourceFile, class_folders
+from data_prep.sources.listing import Listing, class_folders
+from data_prep.sources.tree import SourceTree
 
 NAME = "intel"
 DESCRIPTION = "Intel scenes: seg_train and seg_test with one folder a class"
 
 
-def detect(root: Path) -> bool:
-    return (root / "seg_train").is_dir() and (root / "seg_test").is_dir()
+def detect(tree: SourceTree) -> bool:
+    return tree.is_folder("seg_train") and tree.is_folder("seg_test")
 
 
-def list_files(root: Path) -> tuple[list[SourceFile], set[str]]:
-    files: list[SourceFile] = []
-    class_names: set[str] = set()
-    for name, split in (("seg_train", "train"), ("seg_test", "val")):
-        nested = root / name / name
-        split_files, split_names = class_folders(root, nested if nested.is_dir() else root / name, split)
-        files, class_names = files + split_files, class_names | split_names
-    return files, class_names
+def list_files(tree: SourceTree) -> Listing:
+    train, test = (
+        class_folders(tree, f"{name}/{name}" if tree.is_folder(f"{name}/{name}") else name, split)
+        for name, split in (("seg_train", "train"), ("seg_test", "val"))
+    )
+    return train.joined(test)
