@@ -73,6 +73,11 @@ class FileEntry(_Model):
         return cls(name=path.name, bytes=path.stat().st_size, sha256=sha256_file(path))
 
 
+def entry_of(name: str, content: bytes) -> FileEntry:
+    """The entry of a file with this content."""
+    return FileEntry(name=name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
 class SplitEntry(_Model):
     """One split: its counts and files.
 

@@ -2,8 +2,9 @@
 
 The kind of a file is told by its magic bytes, never by its name. JPEGs are decoded strictly: libjpeg only
 warns about zeroed, garbled or missing entropy data and fills in grey, and such an image would be trained on
-in silence. EXIF orientation is kept as stored. Everything ends as 8-bit RGB, composed on white where there
-is transparency.
+in silence. EXIF orientation is kept as stored unless `apply_exif` is on. Everything ends as 8-bit RGB,
+composed on white where there is transparency. With `encode="lossless"` a baseline JPEG of three components
+within the cap keeps its bytes, but is decoded all the same, so that a broken one is found.
 
 Example:
     >>> result = normalize(Path("n02105855_2933.JPEG").read_bytes(), ImageSettings())
@@ -13,17 +14,23 @@ Example:
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import ExifTags, Image
 
 from data_prep.manifest import ImageSettings
 
-MAX_PIXELS = 200_000_000  # a decompression bomb, or nothing that a classifier needs
+MAX_PIXELS = 178_956_970  # Pillow's own limit: a decompression bomb, or nothing that a classifier needs
 MAX_FILE_BYTES = 256 << 20
+MAX_KEPT_BYTES = 4 << 20  # of a stored image that keeps its bytes; half a page of a .beton
+MAX_SCANS = 200  # of a progressive JPEG; each costs a pass over all pixels (libjpeg-turbo's own advice: 500)
+PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)  # frame headers
+ONE_EIGHTH = {"min_height": 1, "min_width": 1, "min_factor": 8}
 STATISTICS_STRIDE = 4  # mean and std look at every fourth pixel each way: 16 times cheaper, same value
 
 # libjpeg's complaints that leave every pixel as it was meant; others mean lost pixels.
@@ -37,7 +44,20 @@ MAGIC = (
     (b"BM", "BMP"),
     (b"II*\x00", "TIFF"),
     (b"MM\x00*", "TIFF"),
+    (b"P6", "PPM"),
 )
+
+# EXIF orientation → what makes such pixels upright.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+TURNED_BACK = {**UPRIGHT, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 
 
 class Rejected(Exception):
@@ -49,35 +69,56 @@ class NormalizedImage:
     """A finished JPEG with what index and manifest need.
 
     Attributes:
-        jpeg: baseline RGB JPEG, 4:2:0.
+        jpeg: baseline JPEG of three components.
         width, height: pixels, both at least 1.
-        channel_mean, channel_square_mean: of its pixels in [0, 1], three values each.
+        channel_means: mean of its pixels in [0, 1] and of their squares, three values each; None where they
+            were not asked for.
     """
 
     jpeg: bytes
     width: int
     height: int
-    channel_mean: tuple[float, float, float]
-    channel_square_mean: tuple[float, float, float]
+    channel_means: tuple[tuple[float, ...], tuple[float, ...]] | None
 
 
-def normalize(content: bytes, settings: ImageSettings) -> NormalizedImage:
-    """Decode, cap and encode one image.
+def normalize(content: bytes, settings: ImageSettings, statistics: bool = True) -> NormalizedImage:
+    """Decode, cap and encode one image (or keep its bytes, see the module).
+
+    Args:
+        statistics: compute `channel_means`.
 
     Raises:
         Rejected: the bytes are no image, a damaged one, or too large.
     """
-    pixels = cap_resolution(decode(content), settings.resolution_cap)
-    # The statistics are those of the stored pixels, in float64: the sums run over a million images.
-    sample = pixels[::STATISTICS_STRIDE, ::STATISTICS_STRIDE].reshape(-1, 3).astype(np.float64) / 255
-    mean, square_mean = sample.mean(0), (sample**2).mean(0)
-    jpeg = simplejpeg.encode_jpeg(pixels, quality=settings.quality, colorsubsampling="420")
+    if settings.encode == "lossless" and (size := _kept_size(content, settings)) is not None:
+        # At an eighth of the size only the entropy decoding is left of the work: all that finds faults.
+        pixels = _decode_jpeg(content, **({} if statistics else ONE_EIGHTH))
+        return NormalizedImage(content, *size, channel_means(pixels) if statistics else None)
+    pixels = cap_resolution(decode(content, settings), settings.resolution_cap, settings.cap_side)
+    jpeg = simplejpeg.encode_jpeg(pixels, quality=settings.quality, colorsubsampling=settings.subsampling)
     height, width = pixels.shape[:2]
-    return NormalizedImage(jpeg, width, height, tuple(mean.tolist()), tuple(square_mean.tolist()))
+    return NormalizedImage(jpeg, width, height, channel_means(pixels) if statistics else None)
 
 
-def decode(content: bytes) -> np.ndarray:
+def channel_means(pixels: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Means of values and of squares by channel, from integer histograms: the same on every machine."""
+    values = np.arange(256, dtype=np.int64)
+    sample = pixels[::STATISTICS_STRIDE, ::STATISTICS_STRIDE]
+    means, squares = [], []
+    for channel in range(3):
+        histogram = np.bincount(sample[..., channel].ravel(), minlength=256)
+        total = int(histogram.sum())
+        means.append(int(histogram @ values) / (255 * total))
+        squares.append(int(histogram @ (values * values)) / (255 * 255 * total))
+    return tuple(means), tuple(squares)
+
+
+def decode(content: bytes, settings: ImageSettings | None = None) -> np.ndarray:
     """Bytes of any supported image file → uint8 RGB array of shape (height, width, 3).
+
+    Args:
+        settings: where given, a JPEG that is far larger than the cap may come at a fraction of its size (at
+            least twice what the cap leaves), and EXIF orientation is applied if they say so.
 
     Raises:
         Rejected: as `normalize`.
@@ -88,10 +129,22 @@ def decode(content: bytes) -> np.ndarray:
         raise Rejected(f"file larger than {MAX_FILE_BYTES >> 20} MiB")
     kind = image_kind(content)
     if kind is None:
-        raise Rejected("not an image: unknown magic bytes")
-    if kind == "JPEG":
-        return _decode_jpeg(content)
-    return _decode_other(content, kind)
+        raise Rejected(_what_else(content))
+    apply_exif = settings is not None and settings.apply_exif
+    if kind != "JPEG":
+        return _decode_other(content, kind, apply_exif)
+    pixels = _decode_capped(content, settings)
+    if apply_exif and (turn := UPRIGHT.get(jpeg_orientation(content))) is not None:
+        pixels = np.asarray(Image.fromarray(pixels).transpose(turn))
+    return pixels
+
+
+def _what_else(content: bytes) -> str:
+    if content[4:8] == b"ftyp":
+        return "HEIC or AVIF image, or a video: convert it to JPEG or PNG"
+    if content.lstrip()[:1] == b"<":
+        return "not an image: HTML, XML or SVG text"
+    return "not an image: unknown magic bytes"
 
 
 def image_kind(content: bytes) -> str | None:
@@ -104,29 +157,115 @@ def image_kind(content: bytes) -> str | None:
     return None
 
 
-def _decode_jpeg(content: bytes) -> np.ndarray:
+def _decode_capped(content: bytes, settings: ImageSettings | None) -> np.ndarray:
+    """Decode a JPEG, at a fraction of its size where it is several times larger than the cap."""
+    if settings is None or settings.resolution_cap is None:
+        return _decode_jpeg(content)
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(content, strict=False)
+    except (KeyError, ValueError):
+        return _decode_jpeg(content)  # which says what is wrong
+    scaled_height, scaled_width = capped_size(height, width, settings.resolution_cap, settings.cap_side)
+    if 4 * max(scaled_height, scaled_width) > max(height, width):
+        return _decode_jpeg(content)
+    # libjpeg scales by leaving out frequencies, which costs a fraction; every bit is still decoded.
+    return _decode_jpeg(content, min_height=2 * scaled_height, min_width=2 * scaled_width, min_factor=8)
+
+
+def _decode_jpeg(content: bytes, **scaling: int) -> np.ndarray:
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(content, strict=False)
     except KeyError:
-        return _decode_other(content, "JPEG")  # a chroma subsampling that simplejpeg has no name for
+        return _decode_other(content, "JPEG", False)  # a chroma subsampling that simplejpeg has no name for
     except ValueError as error:
         raise Rejected(f"broken JPEG: {_reason(error)}") from None
     if height * width > MAX_PIXELS:
         raise Rejected(f"more than {MAX_PIXELS:,} pixels")
+    if _frame(content)[0] in PROGRESSIVE and content.count(b"\xff\xda") > MAX_SCANS:
+        raise Rejected(f"JPEG with more than {MAX_SCANS} scans")
     # Four-component files have no direct way to RGB in libjpeg; they are decoded once to find faults, and
     # once more by Pillow, which knows Adobe's inverted inks. They are 22 in ImageNet.
     four_inks = colorspace in ("CMYK", "YCCK")
     target = "CMYK" if four_inks else "RGB"
     try:
-        pixels = simplejpeg.decode_jpeg(content, colorspace=target, strict=True)
+        pixels = simplejpeg.decode_jpeg(content, target, strict=True, **scaling)
     except ValueError as error:
         if not any(warning in str(error) for warning in HARMLESS_WARNINGS):
             raise Rejected(f"broken JPEG: {_reason(error)}") from None
-        pixels = simplejpeg.decode_jpeg(content, colorspace=target, strict=False)
-    return _decode_other(content, "JPEG") if four_inks else pixels
+        if "extraneous" in str(error) and _lost_data(content, str(error)):
+            raise Rejected("broken JPEG: zeroed or missing data") from None
+        pixels = simplejpeg.decode_jpeg(content, target, strict=False, **scaling)
+    return _decode_other(content, "JPEG", False) if four_inks else pixels
 
 
-def _decode_other(content: bytes, kind: str) -> np.ndarray:
+def _lost_data(content: bytes, warning: str) -> bool:
+    """Whether bytes that are left over are a sign of damage, and not what careless programs append.
+
+    Zeroed blocks (a failed copy, a hole in a file) are valid codes, shorter than what stood there: the image
+    is full before its data ends.
+    """
+    number = re.search(r"(\d+) extraneous", warning)
+    num_left = int(number[1]) if number else 0
+    scan = content.find(b"\xff\xda")
+    return num_left > max(1024, len(content) // 20) or bytes(32) in content[max(0, scan) :]
+
+
+def _kept_size(content: bytes, settings: ImageSettings) -> tuple[int, int] | None:
+    """(width, height) of a JPEG that every loader reads as it is (baseline, YCbCr, upright, within the cap).
+
+    None for any other file.
+    """
+    if image_kind(content) != "JPEG" or len(content) > MAX_KEPT_BYTES:
+        return None
+    marker, precision, num_components = _frame(content)
+    if (marker, precision, num_components) != (0xC0, 8, 3):
+        return None
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(content, strict=False)
+    except (KeyError, ValueError):
+        return None
+    cap = settings.resolution_cap
+    if cap is not None and (height, width) != capped_size(height, width, cap, settings.cap_side):
+        return None
+    if settings.apply_exif and jpeg_orientation(content) in UPRIGHT:
+        return None
+    return (width, height) if colorspace == "YCbCr" else None
+
+
+def _frame(content: bytes) -> tuple[int, int, int]:
+    """(marker, bits a value, components) of a JPEG's frame header; zeros where there is none."""
+    position = 2
+    while position + 10 <= len(content) and content[position] == 0xFF:
+        marker = content[position + 1]
+        if marker == 0xFF:  # a fill byte
+            position += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return marker, content[position + 4], content[position + 9]
+        else:
+            position += 2 + int.from_bytes(content[position + 2 : position + 4], "big")
+    return 0, 0, 0
+
+
+def jpeg_orientation(content: bytes) -> int:
+    """EXIF orientation of a JPEG, 1 to 8; 1 where there is none, or where the EXIF block is broken."""
+    if b"Exif\x00" not in content[: 1 << 17]:
+        return 1
+    try:
+        with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
+            return _orientation(image)
+    except Exception:  # broken headers raise many kinds; the pixels are what counts
+        return 1
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # as above
+        return 1
+    return value if isinstance(value, int) and value in UPRIGHT else 1
+
+
+def _decode_other(content: bytes, kind: str, apply_exif: bool) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             # Pillow warns at half of what it refuses; the limit here is our own, checked before decoding.
@@ -134,10 +273,17 @@ def _decode_other(content: bytes, kind: str) -> np.ndarray:
             with Image.open(io.BytesIO(content), formats=[kind]) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise Rejected(f"more than {MAX_PIXELS:,} pixels")
+                orientation = _orientation(image)
                 image.load()
-                return np.asarray(_to_rgb(image))
+                upright = kind == "TIFF"  # Pillow has turned these already
+                pixels = _to_rgb(image)
+        if apply_exif != upright and orientation != 1:
+            pixels = pixels.transpose((UPRIGHT if apply_exif else TURNED_BACK)[orientation])
+        return np.asarray(pixels)
     except Rejected:
         raise
+    except Image.DecompressionBombError:
+        raise Rejected(f"more than {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # Pillow's decoders raise many kinds on hostile bytes; each is a bad file
         raise Rejected(f"broken {kind}: {_reason(error)}") from None
 
@@ -155,16 +301,28 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def cap_resolution(pixels: np.ndarray, cap: int | None) -> np.ndarray:
-    """Shrink (never enlarge) so that the longest side is at most `cap` pixels."""
+def capped_size(
+    height: int, width: int, cap: int, side: Literal["longest", "shortest"] = "longest"
+) -> tuple[int, int]:
+    """(height, width) after shrinking, never enlarging, so that the given side is at most `cap` pixels."""
+    reference = max(height, width) if side == "longest" else min(height, width)
+    if reference <= cap:
+        return height, width
+    scale = cap / reference
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def cap_resolution(
+    pixels: np.ndarray, cap: int | None, side: Literal["longest", "shortest"] = "longest"
+) -> np.ndarray:
+    """Shrink (never enlarge) so that the longest or the shortest side is at most `cap` pixels."""
     height, width = pixels.shape[:2]
-    if cap is None or max(height, width) <= cap:
-        if max(height, width) > 65535:
-            raise Rejected("a side longer than 65,535 pixels")
+    size = (height, width) if cap is None else capped_size(height, width, cap, side)
+    if max(size) > 65535:
+        raise Rejected("a side longer than 65,535 pixels")
+    if size == (height, width):
         return np.ascontiguousarray(pixels)
-    scale = cap / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+    return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
 def _reason(error: Exception) -> str:

@@ -1,235 +1,229 @@
 """Source → workers → writer → commit.
 
 Workers (processes) read and normalise; this process writes, in a seeded order, so that the result does not
-depend on their number. A split is committed when its shard, index and keys are on the disk under their
-final names; the manifest comes last. A new start after an interruption keeps committed splits (verified by
-SHA-256) and does the others again.
+depend on their number. What is finished is journaled in `.prepare/` beside the shards (see journal.py); the
+manifest comes last. A new start after an interruption keeps what is finished (after checking it), does the
+rest, and ends with the same bytes.
+
+Memory: the listing of the source (about 0.4 KB an image), finished images that wait for their turn (256 MiB),
+a few pieces of a shard (16 to 64 MiB each), and in each worker one decoded image.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import math
-import multiprocessing
-import os
-import signal
+import re
 import sys
-import threading
-from collections import Counter, deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
-from pathlib import Path
+import uuid
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_prep import __version__
+from data_prep.beton_work import write_beton
+from data_prep.journal import Journal, Record
 from data_prep.manifest import (
-    INDEX_DTYPE,
     MANIFEST_NAME,
     QUARANTINE_NAME,
+    SPLITS,
     FileEntry,
-    ImageSettings,
     Manifest,
     SplitEntry,
+    entry_of,
     load_manifest,
     save_manifest,
 )
-from data_prep.normalize import NormalizedImage, Rejected, normalize
 from data_prep.progress import progress_bar
+from data_prep.ranks import follow, lead, wait_for_records
 from data_prep.sources import Sample, Source
-from data_prep.storage import LocalFolder, crc32c, exclusive_lock, sha256_file, sync_folder, write_atomically
-from data_prep.writers.beton import BetonWriter
+from data_prep.storage import Folder, open_folder, sha256_of
+from data_prep.tar_work import Shard, plan_shards, write_tars
+from data_prep.work import BadFiles, PrepareOptions, Work, order_of
+from data_prep.workers import Workers
 
-SAMPLES_PER_TASK = 16  # enough to hide the cost of passing a task, few enough to keep the bar moving
-TASKS_IN_FLIGHT = 4  # a worker; bounds the memory: what is finished early waits for its turn
+__all__ = ["PrepareOptions", "fingerprint_of", "prepare"]
 
-
-@dataclass(frozen=True)
-class PrepareOptions:
-    """What `prepare` is told; see `python -m data_prep prepare --help`."""
-
-    out: Path
-    images: ImageSettings = field(default_factory=ImageSettings)
-    seed: int = 0
-    num_workers: int = 0  # 0: one a core
-    max_bad_fraction: float = 0.05
-    progress: bool = True
+OUR_FILES = re.compile(r"(train|val)(-\d{5}\.(tar|idx)|\.beton|\.index\.npy|\.keys\.txt)")
 
 
-class _CommittedSplit(BaseModel):
-    """A finished split, remembered in `.prepare-state.json` until the manifest stands."""
+def prepare(source: Source, options: PrepareOptions) -> Manifest | None:
+    """Write the data set of `source` to `options.out`, or find it there already.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    entry: SplitEntry
-    channel_sum: tuple[float, float, float]
-    channel_square_sum: tuple[float, float, float]
-    quarantined: list[dict[str, str]]
-
-
-class _State(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    fingerprint: str
-    splits: dict[str, _CommittedSplit] = {}
-
-
-def prepare(source: Source, options: PrepareOptions) -> Manifest:
-    """Write the data set of `source` into `options.out`, or find it there already.
+    Returns the manifest; None on ranks other than 0.
 
     Raises:
         ValueError: the folder holds another data set, too many files are bad, or a class lost all of its
             images; the message says what to change, and nothing finished is deleted.
-        RuntimeError: another process is writing there.
+        RuntimeError: another process is writing there; the disk is full or S3 fails for good.
     """
-    out = options.out
-    out.mkdir(parents=True, exist_ok=True)
+    if options.world_size > 1 and options.format == "ffcv":
+        raise ValueError(
+            "one .beton a split cannot be divided among ranks: take --format dali, or start without torchrun"
+        )
+    folder = open_folder(options.out)
     fingerprint = fingerprint_of(source, options)
-    with exclusive_lock(out):
-        finished = _finished_manifest(out, fingerprint)
-        if finished is not None:
-            return finished
-        state = _load_state(out, fingerprint)
-        for split in ("train", "val"):
-            samples = [sample for sample in source.samples if sample.split == split]
-            if split not in state.splits and samples:
-                # One allowance for the whole source.
-                num_bad = sum(len(done.quarantined) for done in state.splits.values())
-                allowed = math.ceil(options.max_bad_fraction * len(source.samples)) - num_bad
-                state.splits[split] = _prepare_split(split, samples, source, options, allowed)
-                write_atomically(out / ".prepare-state.json", state.model_dump_json().encode())
-        manifest = _build_manifest(source, options, state)
-        quarantined = [line for split in state.splits.values() for line in split.quarantined]
-        lines = "".join(json.dumps(line) + "\n" for line in quarantined)
-        write_atomically(out / QUARANTINE_NAME, lines.encode())
-        save_manifest(LocalFolder(out), manifest)
-        (out / ".prepare-state.json").unlink(missing_ok=True)
-    return manifest
+    if options.rank:
+        _help(folder, fingerprint, source, options)
+        return None
+    with folder.lock() as still_ours:
+        finished = _finished_manifest(folder, fingerprint, options)
+        journal = Journal(folder, fingerprint, run=uuid.uuid4().hex)
+        if finished is None:
+            with Workers(options.num_workers, options.images) as workers:
+                bad_files = BadFiles(len(source.samples), options.max_bad_fraction)
+                work = Work(folder, options, journal, workers, bad_files, still_ours)
+                finished = _prepare(work, source)
+        elif options.world_size > 1:
+            lead(journal, options.world_size, {"fingerprint": fingerprint, "shards": []})
+        journal.clear()
+    return finished
 
 
 def fingerprint_of(source: Source, options: PrepareOptions) -> str:
-    """A digest of everything that decides the result: files (key, size, time), labels, settings, version."""
+    """A digest of all that decides the result: files (key, version), labels, settings, tool version."""
     digest = hashlib.sha256()
     settings = options.images.model_dump_json()
-    digest.update(f"{__version__}|{source.layout}|{settings}|{options.seed}|{source.class_names}".encode())
+    shape = f"{options.format}|{options.shard_bytes if options.format == 'dali' else ''}"
+    digest.update(f"{__version__}|{source.layout}|{settings}|{options.seed}|{shape}|".encode())
+    digest.update(repr((source.class_names, source.display_names)).encode())
     for sample in source.samples:
         line = f"{sample.split}|{sample.label}|{sample.key}|{sample.blob.version()}\n"
         digest.update(line.encode())
     return digest.hexdigest()
 
 
-def _finished_manifest(out: Path, fingerprint: str) -> Manifest | None:
-    if not (out / MANIFEST_NAME).exists():
+def _finished_manifest(folder: Folder, fingerprint: str, options: PrepareOptions) -> Manifest | None:
+    if folder.info(MANIFEST_NAME) is None:
         return None
-    manifest = load_manifest(out)
+    manifest = load_manifest(folder)
     if manifest.source_fingerprint != fingerprint:
         raise ValueError(
-            f"{out} already holds a data set made from other files or settings: choose another --out, or "
-            "delete that folder"
+            f"{folder.location} already holds a data set made from other files or settings: choose another "
+            "--out, or delete that folder"
         )
-    if all(_is_whole(out, entry) for entry in manifest.splits.values()):
-        return manifest
-    print(f"{out} is damaged: preparing it again", file=sys.stderr)
-    (out / MANIFEST_NAME).unlink()
+    files = [file for entry in manifest.splits.values() for file in entry.files]
+    with progress_bar(sum(file.bytes for file in files), "check", options.progress, unit="B") as bar:
+        if all(_is_whole(folder, file, bar.update) for file in files):
+            return manifest
+    print(f"{folder.location} is damaged: preparing it again", file=sys.stderr)
+    folder.delete(MANIFEST_NAME)
     return None
 
 
-def _is_whole(out: Path, entry: SplitEntry) -> bool:
-    files = (*entry.shards, entry.index, entry.keys)
-    return all((out / f.name).is_file() and sha256_file(out / f.name) == f.sha256 for f in files)
+def _is_whole(folder: Folder, file: FileEntry, advance: Callable[[int], object]) -> bool:
+    info = folder.info(file.name)
+    if info is None or info.num_bytes != file.bytes:
+        return False
+    return sha256_of(folder, file.name, file.bytes, advance) == file.sha256
 
 
-def _load_state(out: Path, fingerprint: str) -> _State:
-    """Splits that an interrupted run committed, as far as they fit these settings and are undamaged."""
-    empty = _State(fingerprint=fingerprint)
-    try:
-        state = _State.model_validate_json((out / ".prepare-state.json").read_bytes())
-    except (FileNotFoundError, ValidationError):
-        return empty
-    if state.fingerprint != fingerprint:
-        return empty
-    for name, split in list(state.splits.items()):
-        if _is_whole(out, split.entry):
-            print(f"split {name}: kept from the interrupted run", file=sys.stderr)
-        else:
-            del state.splits[name]
-    return state
+def _prepare(work: Work, source: Source) -> Manifest:
+    orders = _orders(source, work.options)
+    splits: dict[str, SplitEntry] = {}
+    records: dict[str, list[Record]] = {}
+    if work.options.format == "ffcv":
+        for split, order in orders.items():
+            records[split], file = write_beton(work, split, order)
+            splits[split] = _commit_split(work.folder, split, order, records[split], (file,), (), source)
+    else:
+        shards = _planned_shards(work, orders)
+        write_tars(work, shards[:: work.options.world_size], orders)
+        expected = {split: sum(shard.split == split for shard in shards) for split in orders}
+        wait_for_records(work.journal, expected)
+        for split, order in orders.items():
+            loaded = work.journal.load(split)
+            records[split] = [loaded[number] for number in range(expected[split])]
+            tars, indexes = zip(*(record.files for record in records[split]), strict=True)
+            splits[split] = _commit_split(work.folder, split, order, records[split], tars, indexes, source)
+    work.still_ours()
+    manifest = _build_manifest(work, source, splits, records)
+    quarantined = [line for split in records.values() for record in split for line in record.quarantined]
+    # Each rank has counted only its own.
+    BadFiles(len(source.samples), work.options.max_bad_fraction).add(quarantined)
+    lines = "".join(json.dumps(line) + "\n" for line in quarantined)
+    work.folder.write(QUARANTINE_NAME, lines.encode())
+    save_manifest(work.folder, manifest)
+    _remove_leftovers(work.folder, manifest)
+    return manifest
 
 
-def _prepare_split(
-    split: str, samples: list[Sample], source: Source, options: PrepareOptions, allowed: int
-) -> _CommittedSplit:
-    """Write one split; more than `allowed` bad files end it, so that a hopeless source ends soon."""
-    if split == "train":
-        # A seeded random order on the disk: a reader that goes through the file in order sees mixed classes.
-        order = np.random.default_rng([options.seed, 0]).permutation(len(samples))
-        samples = [samples[position] for position in order]
-    index = np.zeros(len(samples), INDEX_DTYPE)
-    keys: list[str] = []
-    quarantined: list[dict[str, str]] = []
-    sums = np.zeros((2, 3))
-    partial = options.out / f".{split}.beton.partial"
-    with (
-        BetonWriter(partial, capacity=len(samples)) as writer,
-        progress_bar(len(samples), f"prepare {split}", options.progress) as bar,
-    ):
-        for sample, result in _normalized(samples, options):
-            bar.update()
-            if isinstance(result, NormalizedImage) and len(result.jpeg) > writer.page_bytes:
-                result = f"stored image larger than {writer.page_bytes >> 20} MiB: set --resolution-cap"
-            if isinstance(result, str):
-                quarantined.append({"split": split, "key": sample.key, "reason": result})
-                if len(quarantined) > allowed:
-                    raise ValueError(_too_many_bad(quarantined, options))
-                continue
-            offset = writer.add(result.jpeg, result.width, result.height, sample.label)
-            row = (len(result.jpeg), crc32c(result.jpeg), sample.label, 0, result.width, result.height)
-            index[len(keys)] = (offset, *row)
-            keys.append(sample.key)
-            sums += (result.channel_mean, result.channel_square_mean)
-    index = index[: len(keys)]
-    entry = _commit_split(split, partial, index, keys, len(source.class_names), options.out)
-    _check_no_class_lost(split, entry, source)
-    total, squares = (tuple(row.tolist()) for row in sums)
-    return _CommittedSplit(
-        entry=entry, channel_sum=total, channel_square_sum=squares, quarantined=quarantined
-    )
+def _orders(source: Source, options: PrepareOptions) -> dict[str, list[Sample]]:
+    by_split = {name: [s for s in source.samples if s.split == name] for name in SPLITS}
+    return {name: order_of(name, samples, options.seed) for name, samples in by_split.items() if samples}
+
+
+def _planned_shards(work: Work, orders: dict[str, list[Sample]]) -> list[Shard]:
+    """All shards of all splits, from the interrupted start's plan where there is one; tells other ranks."""
+    fingerprint = work.journal.fingerprint
+    plan = work.journal.load_note("plan")
+    if plan.get("fingerprint") == fingerprint and plan.get("shards"):
+        shards = [Shard(*fields) for fields in plan["shards"]]  # type: ignore[attr-defined]
+    else:
+        shards = [shard for split, order in orders.items() for shard in plan_shards(work, split, order)]
+    content: dict[str, object] = {
+        "fingerprint": fingerprint,
+        "shards": [[shard.split, shard.number, shard.start, shard.stop] for shard in shards],
+    }
+    work.journal.save_note("plan", {**content, "run": work.journal.run})
+    if work.options.world_size > 1:
+        lead(work.journal, work.options.world_size, content)
+    return shards
+
+
+def _help(folder: Folder, fingerprint: str, source: Source, options: PrepareOptions) -> None:
+    """What a rank other than 0 does: its share of the shards, as rank 0 has planned them."""
+    journal = Journal(folder, fingerprint, run="")
+    plan = follow(journal, options.rank)
+    if plan is None:
+        raise ValueError(f"rank {options.rank} sees other source files or settings than rank 0")
+    shards = [Shard(*fields) for fields in plan["shards"]]  # type: ignore[attr-defined]
+    mine = shards[options.rank :: options.world_size]
+    with Workers(options.num_workers, options.images) as workers:
+        bad_files = BadFiles(len(source.samples), options.max_bad_fraction)
+        work = Work(folder, options, journal, workers, bad_files, lambda: None)
+        write_tars(work, mine, _orders(source, options))
 
 
 def _commit_split(
-    split: str, partial: Path, index: np.ndarray, keys: list[str], num_classes: int, out: Path
+    folder: Folder,
+    split: str,
+    order: Sequence[Sample],
+    records: Sequence[Record],
+    shards: Sequence[FileEntry],
+    dali_indexes: Sequence[FileEntry],
+    source: Source,
 ) -> SplitEntry:
-    shard, index_path, keys_path = (
-        out / f"{split}.beton",
-        out / f"{split}.index.npy",
-        out / f"{split}.keys.txt",
-    )
-    partial.replace(shard)
-    index_partial = out / f".{split}.index.partial.npy"
-    np.save(index_partial, index, allow_pickle=False)
-    index_partial.replace(index_path)
-    # surrogateescape: a file name that is no UTF-8 must not end the job.
-    lines = "".join(json.dumps(key) + "\n" for key in keys)
-    write_atomically(keys_path, lines.encode())
-    sync_folder(out)
-    counts = np.bincount(index["label"], minlength=num_classes)
+    """Write the split's sample index and keys."""
+    index = np.concatenate([record.index for record in records])
+    bad = {line["key"] for record in records for line in record.quarantined}
+    keys = [sample.key for sample in order if sample.key not in bad]
+    counts = np.bincount(index["label"], minlength=len(source.class_names))
+    if split == "train":
+        _check_no_class_lost(counts.tolist(), source)
+    buffer = io.BytesIO()
+    np.save(buffer, index, allow_pickle=False)
+    files = {
+        f"{split}.index.npy": buffer.getvalue(),
+        f"{split}.keys.txt": "".join(json.dumps(key) + "\n" for key in keys).encode(),
+    }
+    for name, content in files.items():
+        folder.write(name, content)
+    index_entry, keys_entry = (entry_of(name, content) for name, content in files.items())
     return SplitEntry(
         num_samples=len(index),
         class_counts=tuple(counts.tolist()),
-        shards=(FileEntry.of(shard),),
-        index=FileEntry.of(index_path),
-        keys=FileEntry.of(keys_path),
+        shards=tuple(shards),
+        dali_indexes=tuple(dali_indexes),
+        index=index_entry,
+        keys=keys_entry,
     )
 
 
-def _check_no_class_lost(split: str, entry: SplitEntry, source: Source) -> None:
-    if split != "train":
-        return
-    for name, count in zip(source.class_names, entry.class_counts, strict=True):
+def _check_no_class_lost(counts: Sequence[int], source: Source) -> None:
+    for name, count in zip(source.class_names, counts, strict=True):
         if count == 0:
             raise ValueError(
                 f"class {name!r} has no usable training image, all of them are broken: add images or remove "
@@ -237,93 +231,42 @@ def _check_no_class_lost(split: str, entry: SplitEntry, source: Source) -> None:
             )
 
 
-def _too_many_bad(quarantined: list[dict[str, str]], options: PrepareOptions) -> str:
-    reasons = Counter(line["reason"] for line in quarantined).most_common(3)
-    listing = "; ".join(f"{count} × {reason}" for reason, count in reasons)
-    return (
-        f"too many files cannot be used (--max-bad-fraction {options.max_bad_fraction}): {listing}"
-        f"; the last was {quarantined[-1]['key']!r}. Mend the source, or allow more"
-    )
-
-
-def _normalized(
-    samples: list[Sample], options: PrepareOptions
-) -> Iterator[tuple[Sample, NormalizedImage | str]]:
-    """Each sample with its image, or with the reason why there is none; in the order given."""
-    tasks = [samples[i : i + SAMPLES_PER_TASK] for i in range(0, len(samples), SAMPLES_PER_TASK)]
-    num_workers = min(options.num_workers or len(os.sched_getaffinity(0)), len(tasks))
-    pool = ProcessPoolExecutor(
-        num_workers, mp_context=multiprocessing.get_context("forkserver"), initializer=_begin_worker
-    )
-    pending: deque[tuple[list[Sample], Future]] = deque()
-    try:
-        for task in tasks:
-            pending.append((task, pool.submit(_normalize_task, task, options.images)))
-            if len(pending) > TASKS_IN_FLIGHT * num_workers:
-                done, future = pending.popleft()
-                yield from zip(done, future.result(), strict=True)
-        for done, future in pending:
-            yield from zip(done, future.result(), strict=True)
-    except BrokenProcessPool:
-        raise RuntimeError(
-            "a worker process was killed, most likely for memory: start again with fewer --workers"
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _begin_worker() -> None:
-    # Ctrl-C reaches the whole process group; only the parent shall act on it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    """End this worker when the main process is gone, however it died."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _normalize_task(samples: list[Sample], settings: ImageSettings) -> list[NormalizedImage | str]:
-    results: list[NormalizedImage | str] = []
-    for sample in samples:
-        try:
-            results.append(normalize(sample.read(), settings))
-        except Rejected as error:
-            results.append(str(error))
-        except OSError as error:
-            results.append(f"cannot be read: {error.strerror}")
-        except ValueError as error:  # a blob's own reason
-            results.append(str(error))
-    return results
-
-
-def _build_manifest(source: Source, options: PrepareOptions, state: _State) -> Manifest:
-    train = state.splits["train"]
-    count = train.entry.num_samples
-    mean = np.array(train.channel_sum) / count
-    variance = np.maximum(np.array(train.channel_square_sum) / count - mean**2, 0)
+def _build_manifest(
+    work: Work, source: Source, splits: dict[str, SplitEntry], records: dict[str, list[Record]]
+) -> Manifest:
+    count = sum(record.num_statistics for record in records["train"])
+    mean = np.sum([record.channel_sum for record in records["train"]], axis=0) / max(count, 1)
+    square = np.sum([record.channel_square_sum for record in records["train"]], axis=0) / max(count, 1)
     # Never zero: a set of constant images must not divide by it later.
-    std = np.maximum(np.sqrt(variance), 1 / 255)
-    reasons = Counter(line["reason"] for split in state.splits.values() for line in split.quarantined)
-    prepared = sum(split.entry.num_samples for split in state.splits.values())
+    std = np.maximum(np.sqrt(np.maximum(square - mean**2, 0)), 1 / 255)
+    lines = [line for split in records.values() for record in split for line in record.quarantined]
+    reasons = Counter(line["reason"] for line in lines)
+    prepared = sum(entry.num_samples for entry in splits.values())
     if prepared + reasons.total() != len(source.samples):
         raise RuntimeError(
             f"{len(source.samples)} files were found, but {prepared} prepared and {reasons.total()} "
             "quarantined: please report this"
         )
     return Manifest(
+        format=work.options.format,
         layout=source.layout,
         class_names=source.class_names,
-        splits={name: split.entry for name, split in state.splits.items()},  # type: ignore[misc]
+        display_names=source.display_names,
+        splits=splits,  # type: ignore[arg-type]
         mean=tuple(mean.round(6).tolist()),
         std=tuple(std.round(6).tolist()),
-        images=options.images,
+        images=work.options.images,
         num_found=len(source.samples),
         num_quarantined=reasons.total(),
         quarantined_by_reason=dict(reasons.most_common()),
-        source_fingerprint=state.fingerprint,
+        source_fingerprint=work.journal.fingerprint,
         tool_version=__version__,
     )
+
+
+def _remove_leftovers(folder: Folder, manifest: Manifest) -> None:
+    """Shards of an earlier, interrupted start with other settings, which no manifest names."""
+    named = {file.name for entry in manifest.splits.values() for file in entry.files}
+    for file in folder.children():
+        if OUR_FILES.fullmatch(file.name) and file.name not in named:
+            folder.delete(file.name)

@@ -10,19 +10,28 @@ from tqdm import tqdm
 PLAIN_LINE_SECONDS = 15.0
 
 
-def progress_bar(total: int, description: str, enabled: bool = True) -> tqdm[Any]:
-    """A bar over `total` images; to be used as a context manager, `update()` for each."""
+def progress_bar(
+    total: int, description: str, enabled: bool = True, initial: int = 0, unit: str = "img"
+) -> tqdm[Any]:
+    """A bar over `total` images (or bytes, with unit "B"); a context manager, `update()` for each."""
+    in_bytes = unit == "B"
+    common: dict[str, Any] = {
+        "total": total,
+        "initial": initial,
+        "desc": description,
+        "unit": unit,
+        "disable": not enabled,
+    }
     if sys.stderr.isatty():
-        return tqdm(total=total, desc=description, unit="img", disable=not enabled)
+        return tqdm(**common, unit_scale=in_bytes)
+    noun = "" if in_bytes else " images"
     return tqdm(
-        total=total,
-        desc=description,
-        unit="img",
-        disable=not enabled,
+        **common,
+        unit_scale=in_bytes,
         file=_PlainLines(),
         mininterval=PLAIN_LINE_SECONDS,
         maxinterval=PLAIN_LINE_SECONDS,
-        bar_format="{desc}: {n_fmt} of {total_fmt} images, {rate_fmt}",
+        bar_format="{desc}: {n_fmt} of {total_fmt}" + noun + ", {rate_fmt}",
     )
 
 

@@ -98,10 +98,18 @@ class S3Folder(Folder):
         self.location = f"s3://{self.bucket}/{self.prefix}".rstrip("/")
 
     def files(self, below: str = "") -> list[FileInfo]:
-        start = self.prefix + (below.rstrip("/") + "/" if below else "")
+        return self._list(self.prefix + (below.rstrip("/") + "/" if below else ""), {})
 
+    def children(self) -> list[FileInfo]:
+        return self._list(self.prefix, {"Delimiter": "/"})
+
+    def _list(self, start: str, options: dict[str, str]) -> list[FileInfo]:
         def fetch() -> list[FileInfo]:
-            pages = client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=start)
+            pages = (
+                client()
+                .get_paginator("list_objects_v2")
+                .paginate(Bucket=self.bucket, Prefix=start, **options)
+            )
             return [
                 FileInfo(item["Key"][len(self.prefix) :], item["Size"], item["ETag"].strip('"'))
                 for page in pages

@@ -89,6 +89,10 @@ class Folder(ABC):
         """All files below `below` (a folder name, at any depth), sorted by name."""
 
     @abstractmethod
+    def children(self) -> list[FileInfo]:
+        """The files directly in the folder, sorted by name."""
+
+    @abstractmethod
     def info(self, name: str) -> FileInfo | None:
         """Size and version of a file, None where there is none."""
 
@@ -135,6 +139,12 @@ class LocalFolder(Folder):
                 path = Path(parent) / name
                 with contextlib.suppress(FileNotFoundError):
                     found.append(_file_info(path.relative_to(self.path).as_posix(), path))
+        return sorted(found, key=lambda file: file.name)
+
+    def children(self) -> list[FileInfo]:
+        if not self.path.is_dir():
+            return []
+        found = [_file_info(entry.name, entry) for entry in self.path.iterdir() if entry.is_file()]
         return sorted(found, key=lambda file: file.name)
 
     def info(self, name: str) -> FileInfo | None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from data_prep.manifest import Manifest, check_size, load_index, load_keys, load_manifest
-from data_prep.storage import crc32c
+from data_prep.storage import LocalFolder, crc32c
 from data_prep.verify import beton_fault
 from train.checkpoint import CheckpointStore, load_checkpoint
 from train.config import Recipe
@@ -113,7 +113,7 @@ def _shard_faults(folder: Path, manifest: Manifest, split: str) -> list[str]:
     for shard in entry.shards:
         check_size(folder / shard.name, shard)
         rows = index[index["shard"] == len(content)]
-        if fault := beton_fault(folder / shard.name, rows):
+        if manifest.format == "ffcv" and (fault := beton_fault(LocalFolder(folder), shard.name, rows)):
             return [fault]
         content.append(np.memmap(folder / shard.name, np.uint8, "r"))
     share = min(1.0, CHECKED_BYTES / max(1, int(index["length"].sum())))

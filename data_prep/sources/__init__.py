@@ -13,23 +13,50 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
-from data_prep.sources import category_in_filename, flat_folder, image_folder, intel
-from data_prep.sources.listing import Listing, Sample
-from data_prep.sources.tree import SourceTree, open_tree, readable
+from data_prep.sources import (
+    category_in_filename,
+    cifar,
+    flat_folder,
+    huggingface_parquet,
+    ilsvrc,
+    image_folder,
+    intel,
+    kaggle_cls_loc,
+    places_list,
+    tiny_imagenet,
+    webdataset,
+)
+from data_prep.sources.listing import Listing, Sample, is_image
+from data_prep.sources.tree import ListedTree, SourceTree, open_tree, readable
 from data_prep.sources.wordnet import wordnet_names
 
 __all__ = ["LAYOUTS", "Sample", "Source", "open_source"]
 
 LAYOUTS: dict[str, ModuleType] = {
-    module.NAME: module for module in (intel, category_in_filename, image_folder, flat_folder)
+    module.NAME: module
+    for module in (
+        ilsvrc,
+        kaggle_cls_loc,
+        tiny_imagenet,
+        cifar,
+        intel,
+        category_in_filename,
+        places_list,
+        huggingface_parquet,
+        webdataset,
+        image_folder,
+        flat_folder,
+    )
 }
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+MAX_DESCENT = 3  # folders that hold one folder only
 
 
 @dataclass(frozen=True)
@@ -78,7 +105,7 @@ def open_source(
     if max_per_class is not None and max_per_class < 1:
         raise ValueError(f"--max-per-class is {max_per_class}: it must be at least 1")
     tree = open_tree(str(location))
-    module = _choose_layout(tree, layout)
+    module, tree = _choose_layout(tree, layout)
     listing: Listing = module.list_files(tree)
     display = {**wordnet_names(listing.class_names), **listing.display_names}
     if classes:
@@ -86,7 +113,7 @@ def open_source(
     _check_classes(tree, listing)
     listing.samples.sort(key=lambda sample: sample.key)
     warnings = (*listing.warnings, *_assign_splits(listing.samples, val_fraction, seed))
-    if not classes:
+    if listing.by_folder and not classes:
         warnings += _loose_images(tree, listing.samples)
     if max_per_class is not None:
         listing.samples = _at_most(listing.samples, max_per_class, seed)
@@ -103,22 +130,58 @@ def open_source(
     return source
 
 
-def _choose_layout(tree: SourceTree, layout: str | None) -> ModuleType:
+def _choose_layout(tree: SourceTree, layout: str | None) -> tuple[ModuleType, SourceTree]:
+    """The layout and the tree it is to list: an archive's only folder, where that is the data set."""
     if layout is not None:
         if layout not in LAYOUTS:
             near = difflib.get_close_matches(layout, LAYOUTS, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(LAYOUTS)}"
             raise ValueError(f"--layout {layout} is not known: {hint}")
-        return LAYOUTS[layout]
-    for module in LAYOUTS.values():
-        if module.detect(tree):
-            return module
+        module = LAYOUTS[layout]
+        inner = tree
+        for _ in range(MAX_DESCENT if isinstance(tree, ListedTree) else 0):
+            if _fits(module, inner) or len(inner.subfolders()) != 1:
+                break
+            inner = inner.inside(inner.subfolders()[0])
+        return module, inner if _fits(module, inner) else tree
+    found = next((module for module in LAYOUTS.values() if module.detect(tree)), None)
+    if found is None or not _fits(found, tree):
+        inside = _data_set_inside(tree)
+        if inside is not None and isinstance(tree, ListedTree):
+            return inside
+        if inside is not None:
+            raise ValueError(_one_too_high(tree, inside[1]))
+    if found is not None:
+        return found, tree
     seen = sorted(tree.subfolders() + tree.files_in())
-    listing = ", ".join(seen[:5]) + (" …" if len(seen) > 5 else "") or "nothing"
+    listing = ", ".join(map(readable, seen[:5])) + (" …" if len(seen) > 5 else "") or "nothing"
     raise ValueError(
         f"no known layout in {tree.location} (it holds {listing}): expected train/<class>/ and val/<class>/, "
         f"or one folder a class; name it with --layout if you know it ({', '.join(LAYOUTS)})"
     )
+
+
+def _fits(module: ModuleType, tree: SourceTree) -> bool:
+    # A single folder cannot be the classes: the data set may be in it.
+    return module.detect(tree) and not (module is flat_folder and len(tree.subfolders()) < 2)
+
+
+def _data_set_inside(tree: SourceTree) -> tuple[ModuleType, SourceTree] | None:
+    """The data set in the only folder of a tree (or in that one's): archives and unpacked ones are so."""
+    inner = tree
+    for _ in range(MAX_DESCENT):
+        folders = inner.subfolders()
+        if len(folders) != 1:
+            return None
+        inner = inner.inside(folders[0])
+        for module in LAYOUTS.values():
+            if _fits(module, inner):
+                return module, inner
+    return None
+
+
+def _one_too_high(tree: SourceTree, inside: SourceTree) -> str:
+    return f"{tree.location} has only one folder, which looks like the data set: --source {inside.location}"
 
 
 def _select_classes(listing: Listing, wanted: tuple[str, ...], display: dict[str, str]) -> Listing:
@@ -133,17 +196,15 @@ def _select_classes(listing: Listing, wanted: tuple[str, ...], display: dict[str
             raise ValueError(f"--classes: the source has no class {name!r}; {hint}")
         chosen.add(by_name[name])
     samples = [sample for sample in listing.samples if sample.class_name in chosen]
-    return Listing(samples, chosen, listing.display_names, listing.warnings)
+    return replace(listing, samples=samples, class_names=chosen)
 
 
 def _check_classes(tree: SourceTree, listing: Listing) -> None:
     class_names = listing.class_names
     if len(class_names) < 2:
         inside = _data_set_inside(tree)
-        if inside:
-            raise ValueError(
-                f"{tree.location} has only one folder, which looks like the data set: --source {inside}"
-            )
+        if inside is not None:
+            raise ValueError(_one_too_high(tree, inside[1]))
         found = f"only one class ({next(iter(class_names))})" if class_names else "no class"
         raise ValueError(
             f"{tree.location} has {found}: a classifier needs at least two class folders with images"
@@ -156,27 +217,12 @@ def _check_classes(tree: SourceTree, listing: Listing) -> None:
         )
 
 
-def _data_set_inside(tree: SourceTree) -> str | None:
-    """The only folder of a tree where that is a data set itself: people often unpack one level too high."""
-    folders = tree.subfolders()
-    if len(folders) != 1:
-        return None
-    inside = f"{tree.location.rstrip('/')}/{folders[0]}"
-    try:
-        nested = open_tree(inside)
-    except ValueError:
-        return None  # inside an archive
-    return inside if any(module.detect(nested) for module in LAYOUTS.values()) else None
-
-
 def _loose_images(tree: SourceTree, samples: list[Sample]) -> tuple[str, ...]:
     """A warning about image files beside the class folders, which belong to no class."""
     taken = {sample.key for sample in samples}
     folders = ["", *tree.subfolders()]
     paths = [f"{folder}/{name}" if folder else name for folder in folders for name in tree.files_in(folder)]
-    loose = [
-        path for path in paths if Path(path).suffix.lower() in IMAGE_SUFFIXES and readable(path) not in taken
-    ]
+    loose = [path for path in paths if is_image(path) and readable(path) not in taken]
     if not loose:
         return ()
     first = f"{tree.location}/{readable(loose[0])}"

@@ -134,6 +134,30 @@ class ZipBlob(_Alone):
 
 
 @dataclass(frozen=True, slots=True)
+class MissingBlob(_Alone):
+    """A file that a list names and that is not there: it shall end in the quarantine, not vanish."""
+
+    def read(self) -> bytes:
+        raise ValueError("listed, but not there")
+
+    def version(self) -> str:
+        return "missing"
+
+
+@dataclass(frozen=True, slots=True)
+class BytesBlob(_Alone):
+    """A small image that is held in memory, since its file has no range of bytes for it."""
+
+    content: bytes
+
+    def read(self) -> bytes:
+        return self.content
+
+    def version(self) -> str:
+        return f"{len(self.content)}|{zlib.crc32(self.content)}"
+
+
+@dataclass(frozen=True, slots=True)
 class PixelsBlob(_Alone):
     """Raw planar pixels (3, height, width), as CIFAR's files hold them; read as a PPM image."""
 
@@ -148,13 +172,19 @@ class PixelsBlob(_Alone):
         planes = read_range(self.location, self.offset, size)
         if len(planes) != size:
             raise ValueError("its file ends before it")
-        pixels = bytearray(size)
-        for channel in range(3):
-            pixels[channel::3] = planes[channel * size // 3 : (channel + 1) * size // 3]
-        return b"P6 %d %d 255\n" % (self.width, self.height) + bytes(pixels)
+        return ppm_of_planes(planes, self.height, self.width)
 
     def version(self) -> str:
         return f"{self.container_version}|{self.offset}"
+
+
+def ppm_of_planes(planes: bytes, height: int, width: int) -> bytes:
+    """A PPM file of planar pixels: `planes` holds (3, height, width) uint8."""
+    size = 3 * height * width
+    pixels = bytearray(size)
+    for channel in range(3):
+        pixels[channel::3] = planes[channel * size // 3 : (channel + 1) * size // 3]
+    return b"P6 %d %d 255\n" % (width, height) + bytes(pixels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,13 +197,17 @@ class ParquetBlob:
     row: int
     column: str
     container_version: str
+    offset: int = 0  # of the parquet file, where it lies inside a tar
 
     @property
-    def unit(self) -> tuple[str, int]:
-        return (self.location, self.row_group)
+    def unit(self) -> tuple[str, int, int]:
+        return (self.location, self.offset, self.row_group)
 
     def read(self) -> bytes:
-        value = _row_group(self.location, self.num_bytes, self.row_group, self.column)[self.row].as_py()
+        group = _row_group(self.location, self.offset, self.num_bytes, self.row_group, self.column)
+        if self.row >= len(group):
+            raise ValueError("its parquet file has fewer rows than when it was listed")
+        value = group[self.row].as_py()
         if value is None:
             raise ValueError("the image column is empty")
         if len(value) > MAX_BLOB_BYTES:
@@ -185,14 +219,20 @@ class ParquetBlob:
 
 
 @functools.lru_cache(maxsize=2)  # tasks of one row group follow each other
-def _row_group(location: str, num_bytes: int, row_group: int, column: str) -> Any:
+def _row_group(location: str, offset: int, num_bytes: int, row_group: int, column: str) -> Any:
+    import pyarrow
+    import pyarrow.compute
     import pyarrow.parquet
 
-    file = pyarrow.parquet.ParquetFile(RangeReader(location, num_bytes))
-    value = file.read_row_group(row_group, columns=[column]).column(0).combine_chunks()
-    for name in column.split(".")[1:]:
-        value = value.field(name)
-    return value
+    try:
+        file = pyarrow.parquet.ParquetFile(RangeReader(location, num_bytes, offset))
+        value = file.read_row_group(row_group, columns=[column]).column(0)
+        # Not combined into one array, which more than 2 GiB of images would not fit.
+        return pyarrow.compute.struct_field(value, column.split(".")[1:]) if "." in column else value
+    except (OSError, pyarrow.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the disk, not of the format
+        raise ValueError("damaged parquet file") from None
 
 
 class RangeReader(io.RawIOBase):

@@ -39,4 +39,4 @@ def list_files(tree: SourceTree) -> Listing:
                     "CATEGORY_NUMBER.jpg; rename or remove it"
                 )
             samples.append(Sample(readable(path), tree.blob(path), readable(match["category"]), split))
-    return Listing(samples)
+    return Listing(samples, by_folder=True)

@@ -15,6 +15,11 @@ def detect(tree: SourceTree) -> bool:
     return _find(tree, TRAIN_NAMES) is not None
 
 
+def is_complete(tree: SourceTree) -> bool:
+    """Whether both train and val have class folders: then nothing else beside them is the data set."""
+    return _find(tree, TRAIN_NAMES) is not None and _find(tree, VAL_NAMES) is not None
+
+
 def _find(tree: SourceTree, names: tuple[str, ...]) -> str | None:
     """The first of `names` (in any case) that is a folder with class folders in it."""
     folders = {folder.lower(): folder for folder in tree.subfolders()}

@@ -9,15 +9,14 @@ from __future__ import annotations
 import bisect
 import io
 import os
-import tarfile
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_prep.sources.blobs import Blob, FileBlob, RangeBlob, RangeReader, ZipBlob
+from data_prep.sources.tar import tar_members
 from data_prep.storage import is_s3, open_folder, read_range
 
 # Left behind by file managers; never meant as images.
@@ -59,6 +58,10 @@ class SourceTree(ABC):
 
         ValueError: it is compressed inside an archive.
         """
+
+    @abstractmethod
+    def inside(self, folder: str) -> SourceTree:
+        """The tree below a folder, with names relative to it."""
 
     def is_file(self, path: str) -> bool:
         folder, _, name = path.rpartition("/")
@@ -164,6 +167,9 @@ class LocalTree(SourceTree):
         status = (self.root / path).stat()
         return str(self.root / path), 0, status.st_size, f"{status.st_size}|{status.st_mtime_ns}"
 
+    def inside(self, folder: str) -> SourceTree:
+        return LocalTree(self.root / folder)
+
 
 @dataclass(frozen=True, slots=True)
 class _Member:
@@ -210,6 +216,9 @@ class ListedTree(SourceTree):
     def files_in(self, folder: str = "") -> list[str]:
         return list(self._files.get(folder, ()))
 
+    def is_file(self, path: str) -> bool:
+        return path in self._members
+
     def files_below(self, folder: str = "") -> list[str]:
         if not folder:
             return list(self._names)
@@ -233,10 +242,15 @@ class ListedTree(SourceTree):
         member = self._members[path]
         if member.method is not None:
             raise ValueError(
-                f"{self.location} holds {path}, an archive inside a zip: unzip it, and take the folder as "
-                "--source"
+                f"{self.location} holds {path} inside a zip, where it cannot be read in parts: unzip it, and "
+                "take the folder as --source"
             )
         return member.location, member.offset, member.length, member.version
+
+    def inside(self, folder: str) -> SourceTree:
+        start = len(folder) + 1
+        members = {path[start:]: self._members[path] for path in self.files_below(folder)}
+        return ListedTree(f"{self.location.rstrip('/')}/{folder}", members)
 
 
 class ZipTree(ListedTree):
@@ -275,31 +289,11 @@ class TarTree(ListedTree):
 
     def __init__(self, location: str, num_bytes: int, version: str) -> None:
         members = {
-            name.removeprefix("./"): _Member(location, offset, length, version)
+            name: _Member(location, offset, length, version)
             for name, offset, length in tar_members(location, num_bytes)
         }
         super().__init__(location, members)
-
-
-def tar_members(location: str, num_bytes: int, offset: int = 0) -> Iterator[tuple[str, int, int]]:
-    """(name, byte offset in `location`, length) of the regular files of a tar that lies there.
-
-    Only headers are looked at (on S3, blocks that hold them).
-
-    Raises:
-        ValueError: it is damaged or truncated.
-    """
-    reader = RangeReader(location, num_bytes, offset)
-    try:
-        with tarfile.open(fileobj=reader, mode="r:") as archive:
-            for member in archive:
-                if not member.isreg():
-                    continue
-                if member.offset_data + member.size > num_bytes:
-                    raise tarfile.ReadError("unexpected end of data")
-                yield member.name, offset + member.offset_data, member.size
-    except tarfile.TarError as error:
-        raise ValueError(f"{location} is a damaged tar ({error}): download it again") from None
+        self.num_bytes, self.version = num_bytes, version
 
 
 def _open_s3(location: str) -> SourceTree:
@@ -319,6 +313,8 @@ def _open_s3(location: str) -> SourceTree:
 
 def readable(name: str) -> str:
     """A file name as text: bytes that are no UTF-8 become escapes, since manifests are JSON."""
+    if name.isascii():
+        return name  # the same object: there are millions of them
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 

@@ -23,6 +23,13 @@ def wordnet_names(class_names: set[str]) -> dict[str, str]:
     return {name: known[name] for name in ids if name in known}
 
 
+def wordnet_id_in(file_name: str) -> str | None:
+    """The WordNet id in an image's name: `n01440764_18.JPEG`, `ILSVRC2012_val_00000001_n01751748.JPEG`."""
+    stem = file_name.rpartition("/")[2].split(".", 1)[0]
+    found = [part for part in stem.split("_") if WORDNET_ID.fullmatch(part)]
+    return found[-1] if found else None
+
+
 def imagenet_ids() -> list[str]:
     """The 1,000 WordNet ids of ImageNet-1k in label order; [] where the list is missing."""
     file = _timm_info("imagenet_synsets.txt")

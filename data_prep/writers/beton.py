@@ -8,23 +8,24 @@ The layout, as FFCV 1.0.2 reads it (little-endian):
     pages             each `page_size` long and aligned to it; no sample crosses from one page into the next
     allocation table  a row an allocation: sample, place, size; runs to the end of the file
 
-FFCV's own writer decodes and re-encodes every image, and needs torch, OpenCV and numba; this one appends
-bytes. Header, metadata and table are written last, so a file whose header is zero was never finished.
+FFCV's own writer decodes and re-encodes every image, and needs torch, OpenCV and numba; this one places
+bytes. `BetonLayout` says where each image goes, as a pure function of the sizes so far, so that writing can
+stop and go on anywhere. Header, descriptors and metadata come last: a file whose header is zero was never
+finished.
 
 Example:
-    >>> with BetonWriter(Path("train.beton"), capacity=len(samples)) as writer:
-    ...     for jpeg, width, height, label in samples:
-    ...         offset = writer.add(jpeg, width, height, label)
+    >>> layout = BetonLayout(capacity=len(samples))
+    >>> offset = layout.place(len(jpeg))
+    >>> head, table_start, table = layout.tables(index)
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
 
 import numpy as np
+
+from data_prep.storage import Folder
 
 VERSION = 2
 PAGE_BYTES = 8 << 20  # FFCV's default
@@ -51,90 +52,56 @@ ALLOCATION_DTYPE = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8
 METADATA_START = HEADER_DTYPE.itemsize + len(FIELD_TYPES) * FIELD_DTYPE.itemsize
 
 
-class BetonWriter:
-    """Append JPEGs to a new `.beton`; `close()` finishes it.
+class BetonLayout:
+    """Where images lie in a `.beton`.
 
     Args:
-        path: file to write; replaced if it is there.
-        capacity: the most samples that may come. Space for their metadata is kept at the front, so that
-            the file can be written in one pass; fewer may come in the end.
+        capacity: the most samples that may come. Space for their metadata is kept at the front, so that the
+            file can be written in one pass; fewer may come in the end.
+        align_bytes: images begin at a multiple of it, and of a page.
         page_bytes: page size, a power of two from 2 MiB on; no stored image may be larger.
     """
 
-    def __init__(self, path: Path, capacity: int, page_bytes: int = PAGE_BYTES) -> None:
-        if page_bytes < (2 << 20) or page_bytes & (page_bytes - 1):
+    def __init__(self, capacity: int, align_bytes: int = PAGE_BYTES, page_bytes: int = PAGE_BYTES) -> None:
+        if page_bytes < (2 << 20) or page_bytes & (page_bytes - 1) or align_bytes % page_bytes:
             raise ValueError(f"page_bytes is {page_bytes}: it must be a power of two from 2 MiB on")
-        self.page_bytes = page_bytes
-        self._capacity = capacity
-        self._metadata = np.zeros(capacity, METADATA_DTYPE)
-        self._allocations = np.zeros(capacity, ALLOCATION_DTYPE)
-        self._num_samples = 0
-        first_page = -(-(METADATA_START + self._metadata.nbytes) // page_bytes)
-        self._position = first_page * page_bytes
-        self._file = path.open("wb")
-        self._file.seek(self._position)
+        self.capacity, self.page_bytes = capacity, page_bytes
+        head_bytes = METADATA_START + capacity * METADATA_DTYPE.itemsize
+        self.data_start = -(-head_bytes // align_bytes) * align_bytes
+        self.position = self.data_start
 
-    def add(self, jpeg: bytes, width: int, height: int, label: int) -> int:
-        """Append one image; returns its byte offset in the file.
-
-        Raises:
-            ValueError: the image is larger than a page.
-        """
-        size = len(jpeg)
+    def place(self, size: int) -> int:
+        """The byte offset of the next image, of `size` bytes. ValueError: it is larger than a page."""
         if size > self.page_bytes:
             raise ValueError(
                 f"stored image of {size:,} bytes is larger than a page of {self.page_bytes:,} bytes"
             )
-        if self._num_samples == self._capacity:
-            raise ValueError(f"more than the {self._capacity} samples that were announced")
-        if self._position % self.page_bytes + size > self.page_bytes:
-            self._position += self.page_bytes - self._position % self.page_bytes
-            self._file.seek(self._position)
-        self._file.write(jpeg)
-        row = self._metadata[self._num_samples]
-        row["image"] = (JPEG_MODE, width, height, self._position)
-        row["label"] = label
-        self._allocations[self._num_samples] = (self._num_samples, self._position, size)
-        self._num_samples += 1
-        offset = self._position
-        self._position += size
+        if self.position % self.page_bytes + size > self.page_bytes:
+            self.position += self.page_bytes - self.position % self.page_bytes
+        offset = self.position
+        self.position += size
         return offset
 
-    def close(self) -> None:
-        """Write table, metadata and header, and flush all to the disk."""
-        table_start = -(-self._position // self.page_bytes) * self.page_bytes
-        self._file.seek(table_start)
-        self._file.write(self._allocations[: self._num_samples].tobytes())
-        # The table has to be on the disk before the header says that it is.
-        self._file.truncate()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.seek(HEADER_DTYPE.itemsize)
-        self._file.write(_field_descriptors().tobytes())
-        self._file.write(self._metadata[: self._num_samples].tobytes())
-        self._file.seek(0)
+    def tables(self, index: np.ndarray) -> tuple[bytes, int, bytes]:
+        """(all bytes before `data_start`, place of the allocation table, its bytes) for an index.
+
+        Args:
+            index: rows with the fields offset, length, label, width and height (INDEX_DTYPE).
+        """
+        metadata = np.zeros(len(index), METADATA_DTYPE)
+        metadata["image"]["mode"] = JPEG_MODE
+        metadata["image"]["width"], metadata["image"]["height"] = index["width"], index["height"]
+        metadata["image"]["data_ptr"] = index["offset"]
+        metadata["label"] = index["label"]
+        allocations = np.zeros(len(index), ALLOCATION_DTYPE)
+        allocations["sample_id"] = np.arange(len(index))
+        allocations["ptr"], allocations["size"] = index["offset"], index["length"]
+        table_start = -(-self.position // self.page_bytes) * self.page_bytes
         header = np.array(
-            [(VERSION, len(FIELD_TYPES), self.page_bytes, self._num_samples, table_start)], HEADER_DTYPE
+            [(VERSION, len(FIELD_TYPES), self.page_bytes, len(index), table_start)], HEADER_DTYPE
         )
-        self._file.write(header.tobytes())
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-
-    def abort(self) -> None:
-        """Close the file without finishing it: its header stays zero."""
-        self._file.close()
-
-    def __enter__(self) -> BetonWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.close()
-        else:
-            self.abort()
+        head = header.tobytes() + _field_descriptors().tobytes() + metadata.tobytes()
+        return head + bytes(self.data_start - len(head)), table_start, allocations.tobytes()
 
 
 def _field_descriptors() -> np.ndarray:
@@ -154,16 +121,18 @@ class BetonTables:
     allocations: np.ndarray
 
 
-def read_beton_tables(path: Path) -> BetonTables:
-    """Read the tables of a `.beton` that this module wrote.
+def read_beton_tables(folder: Folder, name: str) -> BetonTables:
+    """Read the tables of a `.beton` that this project wrote, from a disk or S3.
 
     Raises:
         ValueError: the file was never finished, is truncated, or is not of this kind.
     """
-    size = path.stat().st_size
+    path = folder.path_of(name)
+    info = folder.info(name)
+    size = info.num_bytes if info else 0
     if size < METADATA_START:
         raise ValueError(f"{path} is no finished .beton (only {size} bytes)")
-    header = np.fromfile(path, HEADER_DTYPE, count=1)[0]
+    header = np.frombuffer(folder.read(name, 0, HEADER_DTYPE.itemsize), HEADER_DTYPE)[0]
     num_samples, table_start = int(header["num_samples"]), int(header["alloc_table_ptr"])
     if header["version"] != VERSION or header["num_fields"] != len(FIELD_TYPES):
         raise ValueError(f"{path} is no finished .beton of version {VERSION} with an image and a label")
@@ -171,6 +140,10 @@ def read_beton_tables(path: Path) -> BetonTables:
         raise ValueError(f"{path} is truncated, or something was appended to it")
     if METADATA_START + num_samples * METADATA_DTYPE.itemsize > table_start:
         raise ValueError(f"{path} has a damaged header")
-    metadata = np.fromfile(path, METADATA_DTYPE, count=num_samples, offset=METADATA_START)
-    allocations = np.fromfile(path, ALLOCATION_DTYPE, count=num_samples, offset=table_start)
-    return BetonTables(int(header["page_size"]), metadata, allocations)
+
+    def table(dtype: np.dtype, start: int) -> np.ndarray:
+        return np.frombuffer(folder.read(name, start, num_samples * dtype.itemsize), dtype)
+
+    return BetonTables(
+        int(header["page_size"]), table(METADATA_DTYPE, METADATA_START), table(ALLOCATION_DTYPE, table_start)
+    )

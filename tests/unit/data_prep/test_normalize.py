@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 import simplejpeg
-from PIL import Image
+from PIL import Image, ImageOps
 
 from data_prep.manifest import ImageSettings
 from data_prep.normalize import Rejected, decode, normalize
@@ -124,5 +124,78 @@ def test_decompression_bomb_is_rejected_unread() -> None:
 
 def test_statistics_are_those_of_the_pixels() -> None:
     result = normalize(encoded(Image.new("RGB", (64, 64), (255, 128, 0)), "PNG"), SETTINGS)
-    assert result.channel_mean == pytest.approx((1, 128 / 255, 0), abs=0.01)
-    assert result.channel_square_mean == pytest.approx((1, (128 / 255) ** 2, 0), abs=0.01)
+    assert result.channel_means is not None and result.channel_means[0] == pytest.approx(
+        (1, 128 / 255, 0), abs=0.01
+    )
+    assert result.channel_means[1] == pytest.approx((1, (128 / 255) ** 2, 0), abs=0.01)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_apply_exif_turns_images_upright(picture: Image.Image, orientation: int, kind: str) -> None:
+    """Against Pillow's own idea of upright; without --apply-exif the pixels stay as they lie in the file."""
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    options = {"quality": 95} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}
+    content = encoded(picture, kind, exif=tags, **options)
+    as_stored = np.asarray(picture).astype(int)
+    upright = np.asarray(ImageOps.exif_transpose(with_orientation(picture, orientation))).astype(int)
+    for settings, expected in ((SETTINGS, as_stored), (ImageSettings(apply_exif=True), upright)):
+        pixels = decode(content, settings)
+        assert pixels.shape == expected.shape
+        assert np.abs(pixels - expected).mean() < (8 if kind == "JPEG" else 0.01)
+
+
+def with_orientation(picture: Image.Image, orientation: int) -> Image.Image:
+    copy = picture.copy()
+    copy.getexif()[0x0112] = orientation
+    return copy
+
+
+def test_cap_on_the_shortest_side() -> None:
+    content = encoded(Image.new("RGB", (900, 600)), "JPEG")
+    result = normalize(content, ImageSettings(resolution_cap=300, cap_side="shortest"))
+    assert (result.width, result.height) == (450, 300)
+    kept = normalize(content, ImageSettings(resolution_cap=600, cap_side="shortest", encode="lossless"))
+    assert kept.jpeg == content
+
+
+@pytest.mark.parametrize("side", [1000, 2100, 4800])
+def test_large_photos_are_scaled_well(side: int) -> None:
+    """Decoding at a fraction must give what decoding and resizing gives, within what one can see."""
+    photo = class_image(2, 3, 60, 48).resize((side, side * 4 // 5), Image.Resampling.BICUBIC)
+    content = encoded(photo, "JPEG", quality=95)
+    result = normalize(content, SETTINGS)
+    assert (result.width, result.height) == (500, 400)
+    reference = np.asarray(Image.open(io.BytesIO(content)).resize((500, 400), Image.Resampling.BILINEAR))
+    ours = simplejpeg.decode_jpeg(result.jpeg)
+    assert np.abs(ours.astype(int) - reference).mean() < 2
+
+
+def test_subsampling_444_keeps_the_chroma() -> None:
+    stripes = np.zeros((32, 32, 3), np.uint8)
+    stripes[:, ::2, 0], stripes[:, 1::2, 2] = 255, 255  # red and blue columns of one pixel
+    content = encoded(Image.fromarray(stripes), "PNG")
+    errors = {}
+    for subsampling in ("420", "444"):
+        jpeg = normalize(content, ImageSettings(subsampling=subsampling, quality=95)).jpeg  # type: ignore[arg-type]
+        errors[subsampling] = np.abs(simplejpeg.decode_jpeg(jpeg).astype(int) - stripes).mean()
+    assert errors["444"] < 10 < errors["420"]
+
+
+def test_lossless_statistics_are_those_of_all_pixels(picture: Image.Image) -> None:
+    content = encoded(picture, "JPEG", quality=95, subsampling=0)
+    settings = ImageSettings(encode="lossless")
+    result = normalize(content, settings)
+    pixels = simplejpeg.decode_jpeg(content)[::4, ::4].reshape(-1, 3) / 255
+    assert result.channel_means is not None
+    assert result.channel_means[0] == pytest.approx(pixels.mean(0), abs=1e-9)
+    assert result.channel_means[1] == pytest.approx((pixels**2).mean(0), abs=1e-9)
+    assert normalize(content, settings, statistics=False).channel_means is None
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_lossless_still_finds_damage(picture: Image.Image, statistics: bool) -> None:
+    content = encoded(picture, "JPEG", quality=95)
+    with pytest.raises(Rejected, match="broken JPEG"):
+        normalize(content[: len(content) * 2 // 3], ImageSettings(encode="lossless"), statistics)

@@ -26,6 +26,7 @@ from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.state import State
 from ffcv.utils import cast_int_to_byte_ptr
 
+from data_prep.storage import LocalFolder
 from data_prep.verify import beton_fault
 from train.data.loaders.base import Loader, LoaderPlan, Request
 
@@ -39,7 +40,7 @@ class FfcvLoader(Loader):
 
     def __init__(self, plan: LoaderPlan) -> None:
         super().__init__(plan)
-        if fault := beton_fault(self.shards[0], self.index):
+        if fault := beton_fault(LocalFolder(self.shards[0].parent), self.shards[0].name, self.index):
             raise ValueError(fault)
         # Box and flip of every sample; only the rows of the current epoch and rank are up to date.
         self._table = np.zeros((self.num_samples, 5), np.int32)

@@ -1,0 +1,139 @@
+"""What `prepare` has finished so far, kept beside the shards in `.prepare/` until the manifest stands.
+
+A record a piece of work: a tar shard, or some pages of a `.beton`. It is written after its bytes are durable,
+so whatever dies, a later start finds records and bytes that belong together, checks them, and goes on.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from data_prep.manifest import INDEX_DTYPE, FileEntry
+from data_prep.normalize import NormalizedImage
+from data_prep.storage import Folder, crc32c
+
+FOLDER = ".prepare"
+
+
+class Record(BaseModel):
+    """Samples `start` to `stop` of a split's order, and where they went.
+
+    Attributes:
+        run: the start of `prepare` that wrote it, or checked it last.
+        rows: of the index (INDEX_DTYPE), base64; offsets are those in the shard.
+        files: finished files (a tar and its .idx); () for pages of a `.beton`.
+        piece_crcs: CRC-32C of the pieces of a `.beton`, from piece `number` on.
+        token: of the unfinished file these pieces belong to.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    fingerprint: str
+    run: str
+    number: int = Field(ge=0)
+    start: int = Field(ge=0)
+    stop: int = Field(ge=0)
+    rows: str = ""
+    quarantined: list[dict[str, str]] = []
+    channel_sum: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    channel_square_sum: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    num_statistics: int = 0
+    files: tuple[FileEntry, ...] = ()
+    piece_crcs: tuple[int, ...] = ()
+    token: str = ""
+
+    @property
+    def index(self) -> np.ndarray:
+        """Array of INDEX_DTYPE, a row a prepared sample."""
+        return np.frombuffer(base64.b64decode(self.rows), INDEX_DTYPE)
+
+
+class RecordBuilder:
+    """Collects samples until a piece of work is done."""
+
+    def __init__(self, split: str, start: int) -> None:
+        self.split, self.start, self.stop = split, start, start
+        self.quarantined: list[dict[str, str]] = []
+        self._rows: list[tuple[int, ...]] = []
+        self._sums = np.zeros((2, 3))
+        self._num_statistics = 0
+
+    def add(self, image: NormalizedImage, offset: int, label: int, shard: int) -> None:
+        """A sample that was written at `offset` of its shard."""
+        jpeg = image.jpeg
+        self._rows.append((offset, len(jpeg), crc32c(jpeg), label, shard, image.width, image.height))
+        if image.channel_means is not None:
+            self._sums += image.channel_means
+            self._num_statistics += 1
+        self.stop += 1
+
+    def reject(self, key: str, reason: str) -> None:
+        """A file that could not be used."""
+        self.quarantined.append({"split": self.split, "key": key, "reason": reason})
+        self.stop += 1
+
+    def build(self, fingerprint: str, run: str, number: int, **fields: object) -> Record:
+        rows = np.array(self._rows, INDEX_DTYPE)
+        sums, squares = (tuple(row.tolist()) for row in self._sums)
+        return Record(
+            fingerprint=fingerprint,
+            run=run,
+            number=number,
+            start=self.start,
+            stop=self.stop,
+            rows=base64.b64encode(rows.tobytes()).decode(),
+            quarantined=self.quarantined,
+            channel_sum=sums,
+            channel_square_sum=squares,
+            num_statistics=self._num_statistics,
+            **fields,  # type: ignore[arg-type]
+        )
+
+
+class Journal:
+    """The records of one fingerprint in a folder or bucket."""
+
+    def __init__(self, folder: Folder, fingerprint: str, run: str) -> None:
+        self.folder, self.fingerprint, self.run = folder, fingerprint, run
+
+    def save(self, split: str, record: Record) -> None:
+        self.folder.write(_name(split, record.number), record.model_dump_json().encode())
+
+    def load(self, split: str) -> dict[int, Record]:
+        """Records of a split by number; damaged ones, and those of other settings, do not exist."""
+        records = {}
+        for file in self.folder.files(FOLDER):
+            if not file.name.startswith(f"{FOLDER}/{split}-"):
+                continue
+            try:
+                record = Record.model_validate_json(self.folder.read(file.name))
+            except (ValidationError, FileNotFoundError):
+                continue
+            if record.fingerprint == self.fingerprint and file.name == _name(split, record.number):
+                records[record.number] = record
+        return records
+
+    def save_note(self, name: str, content: dict[str, object]) -> None:
+        """A small JSON file beside the records."""
+        self.folder.write(f"{FOLDER}/{name}.json", json.dumps(content).encode())
+
+    def load_note(self, name: str) -> dict[str, object]:
+        """Its content; {} where it is missing or damaged."""
+        try:
+            content = json.loads(self.folder.read(f"{FOLDER}/{name}.json"))
+        except (FileNotFoundError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def clear(self) -> None:
+        """Remove everything: the manifest stands."""
+        for file in self.folder.files(FOLDER):
+            self.folder.delete(file.name)
+
+
+def _name(split: str, number: int) -> str:
+    return f"{FOLDER}/{split}-{number:06d}.json"
