@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data_prep.__main__ import _parser as command_line
 from data_prep.manifest import Manifest
 from tests.conftest import ROOT, write_image_folder
 from tests.integration.launch import environment, read_json
@@ -49,7 +50,7 @@ def shell(words: list[str], folder: Path, **extra: str) -> subprocess.CompletedP
 
 def test_readme_commands_work_in_order(workplace: Path) -> None:
     commands = [c for c in readme_commands() if c.startswith(("python", "torchrun"))]
-    assert len(commands) == 7
+    assert len(commands) == 8
     for command in commands:
         if "nproc-per-node=gpu" in command:
             continue  # needs a GPU; the same command with two ranks stands above it
@@ -57,6 +58,14 @@ def test_readme_commands_work_in_order(workplace: Path) -> None:
         assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
     assert (workplace / "runs" / "mine" / "report" / "report.html").is_file()
     assert "| mine |" in (workplace / "logs.md").read_text()
+
+
+def test_documented_data_prep_commands_have_these_options() -> None:
+    text = (ROOT / "docs" / "data_preparation.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = re.findall(r"-m data_prep ([^#`\n]*)", text)
+    assert len(commands) >= 6
+    for command in commands:
+        assert callable(command_line().parse_args(command.split()).run)
 
 
 def test_readme_make_targets_exist() -> None:
