@@ -4,12 +4,12 @@
 
 The images are repeated (as links) to a useful size. Each writer gets the same files, the same cap (longest
 side 500), quality 90 and the same number of workers; they take turns, every run in a process of its own, and
-the medians are compared. Ours is timed as the whole of `prepare`: listing, strict decoding, checksums, flushing
-to the disk and reading back; FFCV's as its `from_indexed_dataset` call alone. A first round, which warms the
-page cache, is not counted. Interpreter start and imports count for neither.
+the medians are compared. Ours is timed as the whole of `prepare`: listing, strict decoding, checksums,
+flushing to the disk and reading back; FFCV's as its `from_indexed_dataset` call alone. A first round, which
+warms the page cache, is not counted. Interpreter start and imports count for neither.
 
-The bounds are what libjpeg-turbo itself takes for these images, in as many threads, from memory to memory, with
-no resizing, no file and no checksum: no writer that decodes every image with it can be faster.
+The bounds are what libjpeg-turbo itself takes for these images, in as many threads, from memory to memory,
+with no resizing, no file and no checksum: no writer that decodes every image with it can be faster.
 """
 
 from __future__ import annotations

@@ -17,11 +17,20 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from data_prep.manifest import MANIFEST_NAME, QUARANTINE_NAME, FileEntry, Manifest, load_manifest
 from data_prep.progress import progress_bar
-from data_prep.storage import Folder, LocalFolder, PiecewiseFile, crc32c, open_folder, sha256_of
+from data_prep.storage import (
+    Folder,
+    LocalFolder,
+    PiecewiseFile,
+    crc32c,
+    open_folder,
+    retry_disk_full,
+    sha256_of,
+)
 
 PIECE_BYTES = 16 << 20
 MAX_PIECES = 9000  # S3 allows 10,000 parts
@@ -49,6 +58,7 @@ def copy_data_set(source: str, target: str, num_connections: int = 16, progress:
     began = time.monotonic()
     source_folder, target_folder = open_folder(source), open_folder(target)
     manifest = load_manifest(source_folder)
+    small = {name: _read_surely(source_folder, name) for name in (QUARANTINE_NAME, MANIFEST_NAME)}
     with target_folder.lock() as still_ours:
         _check_target(target_folder, manifest)
         entries = [file for split in manifest.splits.values() for file in split.files]
@@ -58,11 +68,24 @@ def copy_data_set(source: str, target: str, num_connections: int = 16, progress:
             for entry in sorted(entries, key=lambda file: file.name):
                 copy.file(entry, bar.update)
         still_ours()
-        for name in (QUARANTINE_NAME, MANIFEST_NAME):
-            target_folder.write(name, source_folder.read(name))
+        for name, content in small.items():
+            target_folder.write(name, content)
         for left in target_folder.files(JOURNAL_FOLDER):
             target_folder.delete(left.name)
     return CopyResult(manifest, copy.copied_bytes, copy.kept_bytes, time.monotonic() - began)
+
+
+def _read_surely(folder: Folder, name: str) -> bytes:
+    """A small file that no checksum is known of: read until it came twice with the same bytes."""
+    try:
+        content = folder.read(name)
+        for _ in range(ATTEMPTS):
+            before, content = content, folder.read(name)
+            if content == before:
+                return content
+    except FileNotFoundError:
+        raise ValueError(f"{folder.path_of(name)} is missing: that data set is damaged") from None
+    raise RuntimeError(f"{folder.path_of(name)} comes with other bytes each time: check that disk or network")
 
 
 def _check_target(target: Folder, manifest: Manifest) -> None:
@@ -200,8 +223,12 @@ class _Copy:
         file.put(number, content)
         if isinstance(self.target, LocalFolder):
             line = json.dumps({"piece": number, "crc32c": crc32c(content)}) + "\n"
-            with (self.target.path / journal).open("a") as log:
-                log.write(line)  # one short write: appends of several threads do not mix
+
+            def append(path: Path = self.target.path / journal) -> None:
+                with path.open("a") as log:
+                    log.write(line)  # one short write: appends of several threads do not mix
+
+            retry_disk_full(append)
         return length
 
 

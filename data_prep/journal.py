@@ -1,20 +1,23 @@
 """What `prepare` has finished so far, kept beside the shards in `.prepare/` until the manifest stands.
 
 A record a piece of work: a tar shard, or some pages of a `.beton`. It is written after its bytes are durable,
-so whatever dies, a later start finds records and bytes that belong together, checks them, and goes on.
+so whatever dies, a later start finds records and bytes that belong together, checks them, and goes on. Each
+file begins with the CRC-32C of the rest: a damaged one counts as missing, and its work is done again.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+from collections.abc import Iterable
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_prep.manifest import INDEX_DTYPE, FileEntry
 from data_prep.normalize import NormalizedImage
-from data_prep.storage import Folder, crc32c
+from data_prep.storage import Folder, LocalFolder, crc32c
 
 FOLDER = ".prepare"
 
@@ -99,32 +102,47 @@ class Journal:
 
     def __init__(self, folder: Folder, fingerprint: str, run: str) -> None:
         self.folder, self.fingerprint, self.run = folder, fingerprint, run
+        # By file name: its version when it was read, and what it held for this fingerprint.
+        self._read: dict[str, tuple[str, Record | None]] = {}
 
     def save(self, split: str, record: Record) -> None:
-        self.folder.write(_name(split, record.number), record.model_dump_json().encode())
+        self.folder.write(_name(split, record.number), _sealed(record.model_dump_json()))
 
     def load(self, split: str) -> dict[int, Record]:
         """Records of a split by number; damaged ones, and those of other settings, do not exist."""
-        records = {}
+        return self.load_all((split,))[split]
+
+    def load_all(self, splits: Iterable[str]) -> dict[str, dict[int, Record]]:
+        """As `load`, for several splits with one listing; only what is new or changed is read."""
+        records: dict[str, dict[int, Record]] = {split: {} for split in splits}
         for file in self.folder.files(FOLDER):
-            if not file.name.startswith(f"{FOLDER}/{split}-"):
+            split = file.name.removeprefix(f"{FOLDER}/").partition("-")[0]
+            if split not in records:
                 continue
-            try:
-                record = Record.model_validate_json(self.folder.read(file.name))
-            except (ValidationError, FileNotFoundError):
-                continue
-            if record.fingerprint == self.fingerprint and file.name == _name(split, record.number):
-                records[record.number] = record
+            version, record = self._read.get(file.name, ("", None))
+            if version != file.version:
+                record = self._record(split, file.name)
+                self._read[file.name] = (file.version, record)
+            if record is not None:
+                records[split][record.number] = record
         return records
+
+    def _record(self, split: str, name: str) -> Record | None:
+        try:
+            record = Record.model_validate_json(_opened(self.folder.read(name)))
+        except (ValidationError, ValueError, FileNotFoundError):
+            return None
+        same = record.fingerprint == self.fingerprint and name == _name(split, record.number)
+        return record if same else None
 
     def save_note(self, name: str, content: dict[str, object]) -> None:
         """A small JSON file beside the records."""
-        self.folder.write(f"{FOLDER}/{name}.json", json.dumps(content).encode())
+        self.folder.write(f"{FOLDER}/{name}.json", _sealed(json.dumps(content)))
 
     def load_note(self, name: str) -> dict[str, object]:
         """Its content; {} where it is missing or damaged."""
         try:
-            content = json.loads(self.folder.read(f"{FOLDER}/{name}.json"))
+            content = json.loads(_opened(self.folder.read(f"{FOLDER}/{name}.json")))
         except (FileNotFoundError, ValueError):
             return {}
         return content if isinstance(content, dict) else {}
@@ -133,6 +151,22 @@ class Journal:
         """Remove everything: the manifest stands."""
         for file in self.folder.files(FOLDER):
             self.folder.delete(file.name)
+        if isinstance(self.folder, LocalFolder):
+            with contextlib.suppress(OSError):  # somebody has put something there
+                (self.folder.path / FOLDER).rmdir()
+
+
+def _sealed(text: str) -> bytes:
+    content = text.encode()
+    return b"%08x\n" % crc32c(content) + content
+
+
+def _opened(content: bytes) -> bytes:
+    """ValueError: damaged."""
+    checksum, _, text = content.partition(b"\n")
+    if checksum != b"%08x" % crc32c(text):
+        raise ValueError("its checksum differs")
+    return text
 
 
 def _name(split: str, number: int) -> str:

@@ -11,6 +11,7 @@ a few pieces of a shard (16 to 64 MiB each), and in each worker one decoded imag
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -18,7 +19,7 @@ import re
 import sys
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -37,7 +38,15 @@ from data_prep.manifest import (
     save_manifest,
 )
 from data_prep.progress import progress_bar
-from data_prep.ranks import follow, lead, wait_for_records
+from data_prep.ranks import (
+    join,
+    meet,
+    publish_plan,
+    say_stopped,
+    still_led,
+    take_plan,
+    wait_for_records,
+)
 from data_prep.sources import Sample, Source
 from data_prep.storage import Folder, open_folder, sha256_of
 from data_prep.tar_work import Shard, plan_shards, write_tars
@@ -46,7 +55,8 @@ from data_prep.workers import Workers
 
 __all__ = ["PrepareOptions", "fingerprint_of", "prepare"]
 
-OUR_FILES = re.compile(r"(train|val)(-\d{5}\.(tar|idx)|\.beton|\.index\.npy|\.keys\.txt)")
+OURS = r"(train|val)(-\d{5}\.(tar|idx)|\.beton|\.index\.npy|\.keys\.txt)"
+OUR_FILES = re.compile(rf"{OURS}|\.{OURS}\.partial")
 
 
 def prepare(source: Source, options: PrepareOptions) -> Manifest | None:
@@ -65,21 +75,42 @@ def prepare(source: Source, options: PrepareOptions) -> Manifest | None:
         )
     folder = open_folder(options.out)
     fingerprint = fingerprint_of(source, options)
+    journal = Journal(folder, fingerprint, run=uuid.uuid4().hex)
+    bad_files = BadFiles(len(source.samples), options.max_bad_fraction)
     if options.rank:
-        _help(folder, fingerprint, source, options)
+        join(journal, options.rank, options.world_size)
+        with _told_to_others(journal, options):
+            shards = _as_shards(take_plan(journal, options.rank))
+            with Workers(options.num_workers, options.images) as workers:
+                work = Work(folder, options, journal, workers, bad_files, still_led(journal))
+                write_tars(work, shards[options.rank :: options.world_size], _orders(source, options))
         return None
     with folder.lock() as still_ours:
-        finished = _finished_manifest(folder, fingerprint, options)
-        journal = Journal(folder, fingerprint, run=uuid.uuid4().hex)
-        if finished is None:
-            with Workers(options.num_workers, options.images) as workers:
-                bad_files = BadFiles(len(source.samples), options.max_bad_fraction)
-                work = Work(folder, options, journal, workers, bad_files, still_ours)
-                finished = _prepare(work, source)
-        elif options.world_size > 1:
-            lead(journal, options.world_size, {"fingerprint": fingerprint, "shards": []})
+        with _told_to_others(journal, options):
+            if options.world_size > 1:
+                meet(journal, options.world_size)
+            finished = _finished_manifest(folder, fingerprint, options)
+            if finished is None:
+                with Workers(options.num_workers, options.images) as workers:
+                    finished = _prepare(
+                        Work(folder, options, journal, workers, bad_files, still_ours), source
+                    )
+            elif options.world_size > 1:
+                publish_plan(journal, options.world_size, [])
         journal.clear()
     return finished
+
+
+@contextlib.contextmanager
+def _told_to_others(journal: Journal, options: PrepareOptions) -> Iterator[None]:
+    """An error that ends this rank is made known, so that the others do not wait for it."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError):
+        if options.world_size > 1:
+            with contextlib.suppress(RuntimeError, OSError):  # the disk that is full, perhaps
+                say_stopped(journal, options.rank)
+        raise
 
 
 def fingerprint_of(source: Source, options: PrepareOptions) -> str:
@@ -132,9 +163,10 @@ def _prepare(work: Work, source: Source) -> Manifest:
         shards = _planned_shards(work, orders)
         write_tars(work, shards[:: work.options.world_size], orders)
         expected = {split: sum(shard.split == split for shard in shards) for split in orders}
-        wait_for_records(work.journal, expected)
+        wait_for_records(work.journal, expected, work.options.world_size)
+        loaded_of = work.journal.load_all(orders)
         for split, order in orders.items():
-            loaded = work.journal.load(split)
+            loaded = loaded_of[split]
             records[split] = [loaded[number] for number in range(expected[split])]
             tars, indexes = zip(*(record.files for record in records[split]), strict=True)
             splits[split] = _commit_split(work.folder, split, order, records[split], tars, indexes, source)
@@ -145,8 +177,9 @@ def _prepare(work: Work, source: Source) -> Manifest:
     BadFiles(len(source.samples), work.options.max_bad_fraction).add(quarantined)
     lines = "".join(json.dumps(line) + "\n" for line in quarantined)
     work.folder.write(QUARANTINE_NAME, lines.encode())
-    save_manifest(work.folder, manifest)
+    # Before the manifest: where that is found, nobody looks for leftovers any more.
     _remove_leftovers(work.folder, manifest)
+    save_manifest(work.folder, manifest)
     return manifest
 
 
@@ -160,31 +193,16 @@ def _planned_shards(work: Work, orders: dict[str, list[Sample]]) -> list[Shard]:
     fingerprint = work.journal.fingerprint
     plan = work.journal.load_note("plan")
     if plan.get("fingerprint") == fingerprint and plan.get("shards"):
-        shards = [Shard(*fields) for fields in plan["shards"]]  # type: ignore[attr-defined]
+        shards = _as_shards(plan["shards"])  # type: ignore[arg-type]
     else:
         shards = [shard for split, order in orders.items() for shard in plan_shards(work, split, order)]
-    content: dict[str, object] = {
-        "fingerprint": fingerprint,
-        "shards": [[shard.split, shard.number, shard.start, shard.stop] for shard in shards],
-    }
-    work.journal.save_note("plan", {**content, "run": work.journal.run})
-    if work.options.world_size > 1:
-        lead(work.journal, work.options.world_size, content)
+    fields: list[list[object]] = [[shard.split, shard.number, shard.start, shard.stop] for shard in shards]
+    publish_plan(work.journal, work.options.world_size, fields)
     return shards
 
 
-def _help(folder: Folder, fingerprint: str, source: Source, options: PrepareOptions) -> None:
-    """What a rank other than 0 does: its share of the shards, as rank 0 has planned them."""
-    journal = Journal(folder, fingerprint, run="")
-    plan = follow(journal, options.rank)
-    if plan is None:
-        raise ValueError(f"rank {options.rank} sees other source files or settings than rank 0")
-    shards = [Shard(*fields) for fields in plan["shards"]]  # type: ignore[attr-defined]
-    mine = shards[options.rank :: options.world_size]
-    with Workers(options.num_workers, options.images) as workers:
-        bad_files = BadFiles(len(source.samples), options.max_bad_fraction)
-        work = Work(folder, options, journal, workers, bad_files, lambda: None)
-        write_tars(work, mine, _orders(source, options))
+def _as_shards(fields: list[list[object]]) -> list[Shard]:
+    return [Shard(*shard) for shard in fields]  # type: ignore[arg-type]
 
 
 def _commit_split(

@@ -179,6 +179,15 @@ class _LocalPieces(PiecewiseFile):
         self._path, self._piece_bytes = path, piece_bytes
         self._partial = path.with_name(f".{path.name}.partial")
         self._file = os.open(self._partial, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise RuntimeError(
+                f"another process is still writing {path}: end it, or wait for it, and run the command again"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
 
     def put(self, number: int, content: bytes | bytearray | memoryview) -> None:
         def write() -> None:

@@ -90,10 +90,10 @@ def write_tars(work: Work, shards: Sequence[Shard], orders: dict[str, list[Sampl
             num_kept += 1
         else:
             missing.append(shard)
-    if num_kept:
-        print(f"{num_kept} of {len(shards)} shards kept from the interrupted run", file=sys.stderr)
-    total = sum(shard.stop - shard.start for shard in missing)
     share = f" (rank 0's share of {work.options.world_size})" if work.options.world_size > 1 else ""
+    if num_kept and work.options.rank == 0:
+        print(f"{num_kept} of {len(shards)} shards kept from the interrupted run{share}", file=sys.stderr)
+    total = sum(shard.stop - shard.start for shard in missing)
     with progress_bar(total, f"prepare{share}", work.options.progress) as bar:
         # One stream over all shards: the workers do not pause at a border.
         ranges = [(shard.split, shard.start, shard.stop) for shard in missing]

@@ -5,16 +5,18 @@ Memory: of finished images that wait for their turn about BUFFER_BYTES, and in e
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from types import TracebackType
+from multiprocessing import forkserver, resource_tracker
+from types import FrameType, TracebackType
 
 from data_prep.manifest import ImageSettings
 from data_prep.normalize import NormalizedImage, Rejected, normalize
@@ -24,8 +26,8 @@ from data_prep.storage import is_s3
 SAMPLES_PER_TASK = 16  # enough to hide the cost of passing a task, few enough to keep the bar moving
 TASKS_IN_FLIGHT = 4  # a worker
 BUFFER_BYTES = 256 << 20
-UNIT_BLOCK = 2048  # samples that are reordered so that each row group is read once for all of them
-UNIT_TASK = 64
+UNIT_BLOCK = 2048  # samples, up to twice as many, reordered so that a row group is read once for all of them
+UNIT_TASK = 128  # a row group of 100, as hubs have them, is one task; larger ones occupy several workers
 REMOTE_READS = 16  # a worker, at once: a request to S3 waits tens of milliseconds
 
 
@@ -43,9 +45,7 @@ class Workers:
     def __init__(self, num_workers: int, settings: ImageSettings) -> None:
         self.num_workers = num_workers or cores_of_this_rank()
         self._settings = settings
-        self._pool = ProcessPoolExecutor(
-            self.num_workers, mp_context=multiprocessing.get_context("forkserver"), initializer=begin_worker
-        )
+        self._pool = build_pool(self.num_workers)
 
     def normalized(self, jobs: Iterable[Job]) -> Iterator[NormalizedImage | str]:
         """For each job its image, or the reason why there is none; in order.
@@ -59,10 +59,12 @@ class Workers:
         try:
             for block in _blocks(jobs):
                 tasks = _tasks(block)
-                futures = [
-                    (places, self._pool.submit(_normalize_task, [block[i] for i in places], self._settings))
-                    for places in tasks
-                ]
+                futures = []
+                for places in tasks:
+                    jobs_there = [block[place] for place in places]
+                    with _signals_later():  # a worker that is half started would be waited for in vain
+                        future = self._pool.submit(_normalize_task, jobs_there, self._settings)
+                    futures.append((places, future))
                 pending.append((len(block), futures))
                 num_tasks += len(tasks)
                 limit = BUFFER_BYTES / (mean_bytes * SAMPLES_PER_TASK)
@@ -88,6 +90,44 @@ class Workers:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
+def build_pool(num_workers: int) -> Executor:
+    """A pool whose processes leave Ctrl-C to this one from their first moment on."""
+    # The tracker first: it unblocks what is blocked while it starts.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        # Inherited by the fork server and all its children: Ctrl-C reaches the whole process group, and one
+        # that is still importing would answer it with a traceback.
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return ProcessPoolExecutor(
+        num_workers, mp_context=multiprocessing.get_context("forkserver"), initializer=begin_worker
+    )
+
+
+@contextlib.contextmanager
+def _signals_later() -> Iterator[None]:
+    """Hold back Ctrl-C and SIGTERM for a moment; what has come is acted on at the end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[tuple[int, FrameType | None]] = []
+    handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        handler = signal.getsignal(number)
+        if callable(handler):  # and not the system's default
+            handlers[number] = handler
+            signal.signal(number, lambda number, frame: arrived.append((number, frame)))
+    try:
+        yield
+    finally:
+        for known, handler in handlers.items():
+            signal.signal(known, handler)
+    for known, frame in arrived:
+        handlers[known](known, frame)
+
+
 def cores_of_this_rank() -> int:
     """The cores this process may use, shared with the other ranks that torchrun started on the machine."""
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -111,12 +151,20 @@ def _leave_with_parent() -> None:
 
 def _blocks(jobs: Iterable[Job]) -> Iterator[list[Job]]:
     block: list[Job] = []
+    units: set[object] = set()
     for job in jobs:
-        block.append(job)
-        # Samples that are read in units come in large blocks, which tasks then take apart by unit.
-        if len(block) >= (SAMPLES_PER_TASK if block[0].sample.blob.unit is None else UNIT_BLOCK):
+        unit = job.sample.blob.unit
+        # Samples that are read in units come in large blocks, which tasks then take apart by unit. A block
+        # goes on while units that it has begun go on: so it comes to end where the order's windows end.
+        if unit is None or not block or block[0].sample.blob.unit is None:
+            full = len(block) >= SAMPLES_PER_TASK
+        else:
+            full = len(block) >= 2 * UNIT_BLOCK or (len(block) >= UNIT_BLOCK and unit not in units)
+        if full:
             yield block
-            block = []
+            block, units = [], set()
+        block.append(job)
+        units.add(unit)
     if block:
         yield block
 

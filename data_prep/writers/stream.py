@@ -8,6 +8,7 @@ Example:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -84,4 +85,6 @@ class StreamWriter:
         if self._finished:
             self._file.close()
         else:
-            self._file.abort()
+            # Where S3 has failed, this fails too: what remains is removed when this name is written again.
+            with contextlib.suppress(RuntimeError):
+                self._file.abort()

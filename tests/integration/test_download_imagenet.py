@@ -219,7 +219,7 @@ def s3_server() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Any]:
-    from data_prep import s3
+    from data_prep import s3, s3_requests
 
     for name, value in {
         "AWS_ENDPOINT_URL": s3_server,
@@ -228,11 +228,11 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    s3.client.cache_clear()
+    s3_requests._client.cache_clear()
     name = f"bucket-{abs(hash(request.node.name)) % 10**8}"
     s3.client().create_bucket(Bucket=name)
     yield s3.S3Folder(f"s3://{name}/set")
-    s3.client.cache_clear()
+    s3_requests._client.cache_clear()
 
 
 def in_bucket(folder: Any) -> dict[str, bytes]:
