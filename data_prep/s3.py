@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from data_prep.s3_lock import LOCK_NAME, LockObject
-from data_prep.s3_requests import Damaged, checksum, client, read_object, retry, split_location
+from data_prep.s3_requests import Damaged, checksum, client, fetch, read_object, retry, split_location
 from data_prep.storage import FileInfo, Folder, PiecewiseFile
 
 __all__ = ["S3Folder", "client", "read_object", "split_location"]
@@ -63,16 +63,16 @@ class S3Folder(Folder):
 
     def write(self, name: str, content: bytes) -> None:
         """As `Folder.write`; read back, since not every server that speaks S3 compares the checksum."""
+        where = {"Bucket": self.bucket, "Key": self.prefix + name}
 
         def put() -> None:
             client().put_object(
-                Bucket=self.bucket,
-                Key=self.prefix + name,
+                **where,
                 Body=content,
                 ChecksumAlgorithm="CRC32C",
                 ChecksumCRC32C=checksum(content),
             )
-            if self.read(name) != content:
+            if fetch(**where)[0] != content:
                 raise Damaged("it came back with other bytes than were written")
 
         retry(f"writing {self.path_of(name)}", put)
