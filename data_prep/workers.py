@@ -1,4 +1,4 @@
-"""Processes that read and normalise samples; results come back in order, however many there are.
+"""Threads or processes that read and normalise samples; results come back in order, however many there are.
 
 Memory: of finished images that wait for their turn about BUFFER_BYTES, and in each worker one decoded image.
 """
@@ -23,6 +23,9 @@ from data_prep.normalize import NormalizedImage, Rejected, normalize
 from data_prep.sources import Sample
 from data_prep.storage import is_s3
 
+# Decoding, resizing and encoding leave the interpreter's lock, so threads do it as fast as processes, and
+# neither have to be started nor pass their results on. With more of them, the lock would be the limit.
+MAX_THREADS = 16
 SAMPLES_PER_TASK = 16  # enough to hide the cost of passing a task, few enough to keep the bar moving
 TASKS_IN_FLIGHT = 4  # a worker
 BUFFER_BYTES = 256 << 20
@@ -40,12 +43,16 @@ class Job:
 
 
 class Workers:
-    """A pool of processes; a context manager."""
+    """A pool of threads, or of processes where there are many; a context manager."""
 
     def __init__(self, num_workers: int, settings: ImageSettings) -> None:
         self.num_workers = num_workers or cores_of_this_rank()
         self._settings = settings
-        self._pool = build_pool(self.num_workers)
+        self._pool: Executor
+        if self.num_workers <= MAX_THREADS:
+            self._pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="prepare")
+        else:
+            self._pool = build_pool(self.num_workers)
 
     def normalized(self, jobs: Iterable[Job]) -> Iterator[NormalizedImage | str]:
         """For each job its image, or the reason why there is none; in order.
@@ -194,7 +201,9 @@ def _mean_bytes(results: list[NormalizedImage | str]) -> float:
 
 
 def _normalize_task(jobs: list[Job], settings: ImageSettings) -> list[NormalizedImage | str]:
-    if is_s3(str(getattr(jobs[0].sample.blob, "location", ""))):
+    blob = jobs[0].sample.blob
+    # A unit is fetched once, by whoever asks first; what stands alone, many at once.
+    if blob.unit is None and is_s3(str(getattr(blob, "location", ""))):
         with ThreadPoolExecutor(REMOTE_READS) as pool:
             contents: list[bytes | str] = list(pool.map(lambda job: _read(job.sample), jobs))
     else:

@@ -7,10 +7,10 @@ such as a row group of a parquet file; None where a sample can be read alone).
 
 from __future__ import annotations
 
-import functools
 import io
 import stat
 import struct
+import threading
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,7 +204,7 @@ class ParquetBlob:
         return (self.location, self.offset, self.row_group)
 
     def read(self) -> bytes:
-        group = _row_group(self.location, self.offset, self.num_bytes, self.row_group, self.column)
+        group = self._group()
         if self.row >= len(group):
             raise ValueError("its parquet file has fewer rows than when it was listed")
         value = group[self.row].as_py()
@@ -214,11 +214,22 @@ class ParquetBlob:
             raise TooLarge
         return bytes(value)
 
+    def _group(self) -> Any:
+        """The row group's column; each thread keeps the last one, since a task's samples share it."""
+        place = (self.location, self.offset, self.num_bytes, self.row_group, self.column)
+        if getattr(_LAST_GROUP, "place", None) != (*place, self.container_version):
+            _LAST_GROUP.place = None
+            _LAST_GROUP.group = _row_group(*place)
+            _LAST_GROUP.place = (*place, self.container_version)
+        return _LAST_GROUP.group
+
     def version(self) -> str:
         return f"{self.container_version}|{self.row_group}|{self.row}"
 
 
-@functools.lru_cache(maxsize=2)  # tasks of one row group follow each other
+_LAST_GROUP = threading.local()
+
+
 def _row_group(location: str, offset: int, num_bytes: int, row_group: int, column: str) -> Any:
     import pyarrow
     import pyarrow.compute
