@@ -36,26 +36,32 @@ def meet(journal: Journal, world_size: int) -> None:
         RuntimeError: a rank does not appear in the output.
     """
     called: dict[str, str] | None = None
+    refused: list[int] = []
 
     def all_here() -> bool:
-        nonlocal called
+        nonlocal called, refused
         notes = {rank: journal.load_note(f"rank-{rank}") for rank in range(1, world_size)}
-        for rank, note in notes.items():
-            if note.get("refused") == journal.run:
-                raise ValueError(
-                    f"rank {rank} sees other source files or settings than rank 0: give all machines the "
-                    "same source and the same command"
-                )
         # Whoever finds its own nonce here has been seen by this very run of rank 0.
         members = {str(rank): str(note.get("nonce", "")) for rank, note in notes.items()}
         if members != called:
             same = {"run": journal.run, "fingerprint": journal.fingerprint, "world_size": world_size}
             journal.save_note("meeting", {**same, "members": members})
             called = members
-        return all(note.get("run") == journal.run for note in notes.values())
+        refused = [rank for rank, note in notes.items() if note.get("refused") == journal.run]
+        return all(journal.run in (note.get("run"), note.get("refused")) for note in notes.values())
 
     here = journal.folder.location
-    _wait(all_here, MEET_SECONDS, f"not all of the {world_size} ranks have come to {here}", SHARE_IT)
+    # Also where one has refused: the others must have come, too, to hear that rank 0 has stopped.
+    try:
+        _wait(all_here, MEET_SECONDS, f"not all of the {world_size} ranks have come to {here}", SHARE_IT)
+    except RuntimeError:
+        if not refused:
+            raise
+    if refused:
+        raise ValueError(
+            f"rank {refused[0]} sees other source files or settings than rank 0: give all machines the same "
+            "source and the same command"
+        )
 
 
 def join(journal: Journal, rank: int, world_size: int) -> None:
