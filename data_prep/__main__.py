@@ -26,6 +26,7 @@ from data_prep.manifest import ImageSettings, Manifest
 from data_prep.pipeline import PrepareOptions, prepare
 from data_prep.ranks import rank_and_world_size
 from data_prep.sources import LAYOUTS, Source, open_source
+from data_prep.storage import is_s3
 from data_prep.verify import verify
 
 KEPT = {
@@ -132,6 +133,10 @@ def _run_prepare(options: argparse.Namespace) -> int:
         raise ValueError(f"--resolution-cap is {options.resolution_cap}: it must be 0 or from 8 to 65535")
     if not 1 <= options.shard_mb <= 65536:
         raise ValueError(f"--shard-mb is {options.shard_mb}: it must be from 1 to 65536")
+    if options.seed < 0:
+        raise ValueError(f"--seed is {options.seed}: it must be at least 0")
+    _check_workers(options)
+    _check_apart(options.source, options.out)
     rank, world_size = rank_and_world_size()
     source = open_source(
         options.source,
@@ -169,6 +174,24 @@ def _run_prepare(options: argparse.Namespace) -> int:
     if manifest is not None:
         _summarize(manifest, options.out)
     return 0
+
+
+def _check_workers(options: argparse.Namespace) -> None:
+    if not 0 <= options.workers <= 1024:
+        raise ValueError(f"--workers is {options.workers}: it must be from 0 (one a core) to 1024")
+
+
+def _check_apart(source: str, out: str) -> None:
+    """Before anything is listed: an output in the source would be taken for a class the next time."""
+    if is_s3(out):
+        inside = is_s3(source) and f"{out.rstrip('/')}/".startswith(f"{source.rstrip('/')}/")
+    else:
+        if Path(out).exists() and not Path(out).is_dir():
+            raise ValueError(f"--out {out} is a file: choose a folder")
+        place = Path(source).resolve()
+        inside = not is_s3(source) and (place == Path(out).resolve() or place in Path(out).resolve().parents)
+    if inside:
+        raise ValueError(f"--out {out} lies in the source {source}: choose a folder outside of it")
 
 
 def _class_names(arguments: list[str]) -> tuple[str, ...]:
@@ -209,6 +232,9 @@ def _splits(manifest: Manifest) -> str:
 def _run_verify(options: argparse.Namespace) -> int:
     if options.sample is not None and options.sample < 1:
         raise ValueError(f"--sample is {options.sample}: it must be at least 1")
+    if options.seed < 0:
+        raise ValueError(f"--seed is {options.seed}: it must be at least 0")
+    _check_workers(options)
     manifest, faults = verify(
         options.folder,
         decode=not options.no_decode,

@@ -11,6 +11,7 @@ Example:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -35,6 +36,8 @@ from data_prep.storage import (
 PIECE_BYTES = 16 << 20
 MAX_PIECES = 9000  # S3 allows 10,000 parts
 JOURNAL_FOLDER = ".copy"
+CLAIM_NAME = f"{JOURNAL_FOLDER}/claim.json"  # says that the unfinished files beside it are ours
+SMALL_BYTES = 4 << 20  # not worth pieces
 ATTEMPTS = 3  # of a file whose checksum does not agree
 
 
@@ -58,10 +61,12 @@ def copy_data_set(source: str, target: str, num_connections: int = 16, progress:
     began = time.monotonic()
     source_folder, target_folder = open_folder(source), open_folder(target)
     manifest = load_manifest(source_folder)
-    small = {name: _read_surely(source_folder, name) for name in (QUARANTINE_NAME, MANIFEST_NAME)}
+    small = {MANIFEST_NAME: _read_surely(source_folder, MANIFEST_NAME)}
+    if manifest.quarantine is None and source_folder.info(QUARANTINE_NAME) is not None:
+        small = {QUARANTINE_NAME: _read_surely(source_folder, QUARANTINE_NAME), **small}  # an old data set
     with target_folder.lock() as still_ours:
         _check_target(target_folder, manifest)
-        entries = [file for split in manifest.splits.values() for file in split.files]
+        entries = manifest.files
         total = sum(file.bytes for file in entries)
         copy = _Copy(source_folder, target_folder, num_connections, still_ours)
         with progress_bar(total, "copy", progress, unit="B") as bar:
@@ -72,6 +77,9 @@ def copy_data_set(source: str, target: str, num_connections: int = 16, progress:
             target_folder.write(name, content)
         for left in target_folder.files(JOURNAL_FOLDER):
             target_folder.delete(left.name)
+        if isinstance(target_folder, LocalFolder):
+            with contextlib.suppress(OSError):  # somebody has put something there
+                (target_folder.path / JOURNAL_FOLDER).rmdir()
     return CopyResult(manifest, copy.copied_bytes, copy.kept_bytes, time.monotonic() - began)
 
 
@@ -90,6 +98,16 @@ def _read_surely(folder: Folder, name: str) -> bytes:
 
 def _check_target(target: Folder, manifest: Manifest) -> None:
     if target.info(MANIFEST_NAME) is None:
+        if target.files(JOURNAL_FOLDER):
+            return  # begun by us
+        there_already = {file.name for file in target.children()}
+        for entry in manifest.files:
+            if entry.name in there_already and not _agrees(target, entry):
+                raise ValueError(
+                    f"{target.path_of(entry.name)} is there with another content, and no manifest: choose "
+                    "another target, or delete it"
+                )
+        target.write(CLAIM_NAME, b"{}")
         return
     try:
         there = load_manifest(target)
@@ -99,6 +117,13 @@ def _check_target(target: Folder, manifest: Manifest) -> None:
         raise ValueError(
             f"{target.location} already holds another data set: choose another target, or delete it"
         )
+
+
+def _agrees(folder: Folder, entry: FileEntry) -> bool:
+    info = folder.info(entry.name)
+    if info is None or info.num_bytes != entry.bytes:
+        return False
+    return sha256_of(folder, entry.name, entry.bytes) == entry.sha256
 
 
 class _Copy:
@@ -111,8 +136,7 @@ class _Copy:
 
     def file(self, entry: FileEntry, advance: Callable[[int], Any]) -> None:
         """Copy one file, or find it whole; ends when the target's bytes have the manifest's checksum."""
-        info = self.target.info(entry.name)
-        if info is not None and info.num_bytes == entry.bytes and self._agrees(self.target, entry):
+        if _agrees(self.target, entry):
             self.kept_bytes += entry.bytes
             advance(entry.bytes)
             return
@@ -120,10 +144,10 @@ class _Copy:
         for attempt in range(1, ATTEMPTS + 1):
             self._still_ours()
             self._transfer(entry, advance if attempt == 1 else lambda _: None)
-            if self._agrees(self.target, entry):
+            if _agrees(self.target, entry):
                 return
             self.target.delete(entry.name)
-            if not self._agrees(self.source, entry):
+            if not _agrees(self.source, entry):
                 raise ValueError(
                     f"{self.source.path_of(entry.name)} is damaged (its SHA-256 differs): prepare it again, "
                     "or copy from another place"
@@ -143,10 +167,12 @@ class _Copy:
                 f"{self.source.path_of(entry.name)} {found}: that data set is damaged; prepare it again"
             )
 
-    def _agrees(self, folder: Folder, entry: FileEntry) -> bool:
-        return sha256_of(folder, entry.name, entry.bytes) == entry.sha256
-
     def _transfer(self, entry: FileEntry, advance: Callable[[int], Any]) -> None:
+        if entry.bytes <= SMALL_BYTES:
+            self.target.write(entry.name, self.source.read(entry.name))
+            self.copied_bytes += entry.bytes
+            advance(entry.bytes)
+            return
         piece_bytes = PIECE_BYTES
         while piece_bytes * MAX_PIECES < entry.bytes:
             piece_bytes *= 2

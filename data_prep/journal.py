@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -20,6 +21,7 @@ from data_prep.normalize import NormalizedImage
 from data_prep.storage import Folder, LocalFolder, crc32c
 
 FOLDER = ".prepare"
+OURS = re.compile(rf"{re.escape(FOLDER)}/\.?((train|val)-\d+|plan|claim|rank-\d+)\.json(\.partial)?")
 
 
 class Record(BaseModel):
@@ -148,9 +150,10 @@ class Journal:
         return content if isinstance(content, dict) else {}
 
     def clear(self) -> None:
-        """Remove everything: the manifest stands."""
+        """Remove all of ours: the manifest stands."""
         for file in self.folder.files(FOLDER):
-            self.folder.delete(file.name)
+            if OURS.fullmatch(file.name):
+                self.folder.delete(file.name)
         if isinstance(self.folder, LocalFolder):
             with contextlib.suppress(OSError):  # somebody has put something there
                 (self.folder.path / FOLDER).rmdir()

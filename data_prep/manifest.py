@@ -133,6 +133,7 @@ class Manifest(_Model):
     images: ImageSettings
     num_found: int
     num_quarantined: int
+    quarantine: FileEntry | None = None  # quarantine.jsonl; None in old data sets
     quarantined_by_reason: dict[str, int]
     source_fingerprint: str
     tool_version: str
@@ -140,6 +141,12 @@ class Manifest(_Model):
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def files(self) -> list[FileEntry]:
+        """All files of the data set but the manifest itself."""
+        files = [file for split in self.splits.values() for file in split.files]
+        return files + ([self.quarantine] if self.quarantine else [])
 
     @property
     def num_bytes(self) -> int:

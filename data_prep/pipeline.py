@@ -21,6 +21,7 @@ import sys
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -49,7 +50,7 @@ from data_prep.ranks import (
     wait_for_records,
 )
 from data_prep.sources import Sample, Source
-from data_prep.storage import Folder, open_folder, sha256_of
+from data_prep.storage import Folder, LocalFolder, is_s3, open_folder, sha256_of
 from data_prep.tar_work import Shard, plan_shards, write_tars
 from data_prep.work import BadFiles, PrepareOptions, Work, order_of
 from data_prep.workers import Workers
@@ -58,6 +59,7 @@ __all__ = ["PrepareOptions", "fingerprint_of", "prepare"]
 
 OURS = r"(train|val)(-\d{5}\.(tar|idx)|\.beton|\.index\.npy|\.keys\.txt)"
 OUR_FILES = re.compile(rf"{OURS}|\.{OURS}\.partial")
+CLAIM = "claim"  # the note in the journal that says whose unfinished files these are
 
 
 def prepare(source: Source, options: PrepareOptions) -> Manifest | None:
@@ -77,6 +79,7 @@ def prepare(source: Source, options: PrepareOptions) -> Manifest | None:
             "one .beton a split cannot be divided among ranks: take --format dali, or start without torchrun"
         )
     folder = open_folder(options.out)
+    _check_apart(source, folder)
     fingerprint = fingerprint_of(source, options)
     journal = Journal(folder, fingerprint, run=uuid.uuid4().hex)
     bad_files = BadFiles(len(source.samples), options.max_bad_fraction)
@@ -92,8 +95,9 @@ def prepare(source: Source, options: PrepareOptions) -> Manifest | None:
         with _told_to_others(journal, options):
             if options.world_size > 1:
                 meet(journal, options.world_size)
-            finished = _finished_manifest(folder, fingerprint, options)
+            finished = _finished_manifest(folder, journal, options)
             if finished is None:
+                _claim(folder, journal)
                 with Workers(options.num_workers, options.images) as workers:
                     finished = _prepare(
                         Work(folder, options, journal, workers, bad_files, still_ours), source
@@ -129,20 +133,59 @@ def fingerprint_of(source: Source, options: PrepareOptions) -> str:
     return digest.hexdigest()
 
 
-def _finished_manifest(folder: Folder, fingerprint: str, options: PrepareOptions) -> Manifest | None:
+def _check_apart(source: Source, folder: Folder) -> None:
+    """ValueError where the output would lie among the source's files, or replace its archives."""
+    for blob in {_place_of(sample) for sample in source.samples}:
+        inside = blob == folder.location if is_s3(blob) else False
+        if not is_s3(blob) and isinstance(folder, LocalFolder):
+            place, out = Path(blob).resolve(), folder.path.resolve()
+            inside = place == out or place in out.parents
+        if inside:
+            raise ValueError(
+                f"--out {folder.location} lies in the source {blob}: choose a folder outside of it"
+            )
+
+
+def _place_of(sample: Sample) -> str:
+    """The folder that a sample's file, or the archive that holds it, lies in."""
+    root = getattr(sample.blob, "root", None)
+    if root is not None:
+        return str(root)
+    return str(getattr(sample.blob, "location", "")).rpartition("/")[0]
+
+
+def _claim(folder: Folder, journal: Journal) -> None:
+    """Mark the output as one of ours; ValueError where files of somebody else would be overwritten."""
+    if journal.load_note(CLAIM):
+        return
+    foreign = [
+        file.name
+        for file in folder.children()
+        if OUR_FILES.fullmatch(file.name) or file.name == QUARANTINE_NAME
+    ]
+    if foreign:
+        raise ValueError(
+            f"{folder.location} holds {foreign[0]}{f' and {len(foreign) - 1} more' if foreign[1:] else ''}, "
+            "which would be overwritten, and no manifest: choose another --out, or delete them"
+        )
+    journal.save_note(CLAIM, {"tool_version": __version__})
+
+
+def _finished_manifest(folder: Folder, journal: Journal, options: PrepareOptions) -> Manifest | None:
     if folder.info(MANIFEST_NAME) is None:
         return None
     manifest = load_manifest(folder)
-    if manifest.source_fingerprint != fingerprint:
+    if manifest.source_fingerprint != journal.fingerprint:
         raise ValueError(
             f"{folder.location} already holds a data set made from other files or settings: choose another "
             "--out, or delete that folder"
         )
-    files = [file for entry in manifest.splits.values() for file in entry.files]
+    files = manifest.files
     with progress_bar(sum(file.bytes for file in files), "check", options.progress, unit="B") as bar:
         if all(_is_whole(folder, file, bar.update) for file in files):
             return manifest
     print(f"{folder.location} is damaged: preparing it again", file=sys.stderr)
+    journal.save_note(CLAIM, {"tool_version": __version__})
     folder.delete(MANIFEST_NAME)
     return None
 
@@ -174,12 +217,12 @@ def _prepare(work: Work, source: Source) -> Manifest:
             tars, indexes = zip(*(record.files for record in records[split]), strict=True)
             splits[split] = _commit_split(work.folder, split, order, records[split], tars, indexes, source)
     work.still_ours()
-    manifest = _build_manifest(work, source, splits, records)
     quarantined = [line for split in records.values() for record in split for line in record.quarantined]
     # Each rank has counted only its own.
     BadFiles(len(source.samples), work.options.max_bad_fraction).add(quarantined)
-    lines = "".join(json.dumps(line) + "\n" for line in quarantined)
-    work.folder.write(QUARANTINE_NAME, lines.encode())
+    content = "".join(json.dumps(line) + "\n" for line in quarantined).encode()
+    work.folder.write(QUARANTINE_NAME, content)
+    manifest = _build_manifest(work, source, splits, records, entry_of(QUARANTINE_NAME, content))
     # Before the manifest: where that is found, nobody looks for leftovers any more.
     _remove_leftovers(work.folder, manifest)
     save_manifest(work.folder, manifest)
@@ -253,7 +296,11 @@ def _check_no_class_lost(counts: Sequence[int], source: Source) -> None:
 
 
 def _build_manifest(
-    work: Work, source: Source, splits: dict[str, SplitEntry], records: dict[str, list[Record]]
+    work: Work,
+    source: Source,
+    splits: dict[str, SplitEntry],
+    records: dict[str, list[Record]],
+    quarantine: FileEntry,
 ) -> Manifest:
     count = sum(record.num_statistics for record in records["train"])
     mean = np.sum([record.channel_sum for record in records["train"]], axis=0) / max(count, 1)
@@ -279,6 +326,7 @@ def _build_manifest(
         images=work.options.images,
         num_found=len(source.samples),
         num_quarantined=reasons.total(),
+        quarantine=quarantine,
         quarantined_by_reason=dict(reasons.most_common()),
         source_fingerprint=work.journal.fingerprint,
         tool_version=__version__,
@@ -291,3 +339,8 @@ def _remove_leftovers(folder: Folder, manifest: Manifest) -> None:
     for file in folder.children():
         if OUR_FILES.fullmatch(file.name) and file.name not in named:
             folder.delete(file.name)
+    if not isinstance(folder, LocalFolder):
+        # A bucket keeps unfinished uploads where no listing shows them, and charges for them.
+        for name, _ in folder.unfinished():  # type: ignore[attr-defined]
+            if OUR_FILES.fullmatch(name):
+                folder.abort_unfinished(name)  # type: ignore[attr-defined]

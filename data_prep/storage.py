@@ -17,6 +17,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -232,8 +233,9 @@ def open_folder(location: str | Path) -> Folder:
     text = str(location)
     if is_s3(text):
         return _s3().S3Folder(text)
-    if "://" in text:
-        raise ValueError(f"{text}: only paths and s3:// are known")
+    # One slash too few would be a folder called "s3:".
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/|[sS]3:", text):
+        raise ValueError(f"{text} is no path, and no s3://bucket/prefix: check it")
     return LocalFolder(Path(text))
 
 
@@ -354,10 +356,16 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
     with (folder / ".lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise RuntimeError(
                 f"another process is writing to {folder}: wait for it to end, or choose another folder"
             ) from None
+        except OSError as error:
+            # Some network file systems have no locks; to refuse them for ever would be worse.
+            print(
+                f"warning: {folder} cannot be locked ({error.strerror}): start one writer only",
+                file=sys.stderr,
+            )
         yield
 
 

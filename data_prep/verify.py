@@ -1,14 +1,13 @@
 """Does a prepared data set hold what its manifest says? Every file, checksum and image is looked at.
 
-Works on a folder and on `s3://bucket/prefix`. Worker processes read runs of neighbouring samples, compare
+Works on a folder and on `s3://bucket/prefix`. Worker threads read runs of neighbouring samples, compare
 their CRC-32C and decode them; meanwhile the files' SHA-256 are computed.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from data_prep.manifest import (
 from data_prep.normalize import Rejected, decode
 from data_prep.progress import progress_bar
 from data_prep.storage import Folder, crc32c, open_folder, sha256_of
-from data_prep.workers import begin_worker, cores_of_this_rank
+from data_prep.workers import cores_of_this_rank
 from data_prep.writers.beton import read_beton_tables
 
 MAX_FAULTS = 20  # listed; a wholly broken file needs no million lines
@@ -54,11 +53,8 @@ def verify(
     folder = open_folder(location)
     manifest = load_manifest(folder)
     faults: list[str] = []
-    pool = ProcessPoolExecutor(
-        num_workers or cores_of_this_rank(),
-        mp_context=multiprocessing.get_context("forkserver"),
-        initializer=begin_worker,
-    )
+    # Threads: decoding and checksums leave the interpreter's lock.
+    pool = ThreadPoolExecutor(num_workers or cores_of_this_rank(), thread_name_prefix="verify")
     try:
         for split in manifest.splits:
             try:
@@ -102,7 +98,7 @@ def _verify_split(
     index: np.ndarray,
     ids: np.ndarray,
     decode: bool,
-    pool: ProcessPoolExecutor,
+    pool: ThreadPoolExecutor,
     progress: bool,
 ) -> list[str]:
     faults: list[str] = []
@@ -155,7 +151,7 @@ def _runs(index: np.ndarray, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]
 
 
 def _verify_run(path: str, split: str, ids: np.ndarray, rows: np.ndarray, decode: bool) -> list[str]:
-    """In a worker: faults of neighbouring samples of the shard at `path`."""
+    """In a worker thread: faults of neighbouring samples of the shard at `path`."""
     parent, _, name = path.rpartition("/")
     start = int(rows["offset"][0])
     length = int(rows["offset"][-1]) + int(rows["length"][-1]) - start
@@ -239,6 +235,8 @@ def _verify_counts(folder: Folder, manifest: Manifest) -> list[str]:
             f"{manifest.num_found} files were found, but {prepared} are prepared and "
             f"{manifest.num_quarantined} quarantined"
         )
+    if manifest.quarantine is not None and (fault := _checksum_fault(folder, manifest.quarantine)):
+        return [*faults, fault]
     try:
         num_lines = folder.read(QUARANTINE_NAME).count(b"\n")
     except FileNotFoundError:

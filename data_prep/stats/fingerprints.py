@@ -15,11 +15,10 @@ Example:
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
@@ -28,7 +27,7 @@ import numpy as np
 from data_prep.progress import progress_bar
 from data_prep.stats.samples import DataSet, Split, read_shard
 from data_prep.storage import crc32c, open_folder
-from data_prep.workers import begin_worker
+from data_prep.workers import build_pool
 
 THUMBNAIL_SIDE = 16
 DECODED_SIDE = 128  # pixels of the shorter side at least (where the image has them); the hash needs 32
@@ -109,8 +108,7 @@ def _in_workers(
     if num_workers <= 1:
         yield from ((task, _fingerprint_task(task)) for task in tasks)
         return
-    context = multiprocessing.get_context("forkserver")
-    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=begin_worker)
+    pool = build_pool(num_workers)
     pending: deque[tuple[_Task, Future]] = deque()
     try:
         for task in tasks:
