@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,14 @@ def test_same_bytes_as_on_a_disk(bucket: Bucket, noise_sets: NoiseSets, format: 
     listed = [asked.query["prefix"] for asked in bucket.server.all("ListObjectsV2", "ListMultipartUploads")]
     assert listed and all(prefix.startswith("deep/set/") for prefix in listed)
     puts = bucket.server.all("PutObject", "UploadPart", "CompleteMultipartUpload")
-    assert [put.key for put in puts if not put.key.endswith(".lock")][-1] == "deep/set/manifest.json"
+    keys = [put.key for put in puts if not put.key.endswith(".lock")]
+    assert keys.index("deep/set/manifest.json") == len(keys) - 1, "once, when all else is there"
+    order = [(put.key.rsplit("/", 1)[-1], put.query.get("partNumber")) for put in puts]
+    for split, number in recorded_in(keys):
+        data = (
+            (f"{split}.beton", str(number + 1)) if format == "ffcv" else (f"{split}-{number:05d}.idx", None)
+        )
+        assert order.index(data) < order.index((f"{split}-{number:06d}.json", None)), "a record comes after"
 
     bucket.server.clear()
     assert data_prep(*words).code == 0 and written(bucket.server) == [], "it is there already"
@@ -157,7 +165,11 @@ def test_an_outage_ends_in_a_sentence_and_the_next_start_goes_on(
 
 def recorded(bucket: Bucket, prefix: str) -> set[tuple[str, int]]:
     """(split, piece or shard) of what the journal says is finished."""
-    names = (re.fullmatch(r"\.prepare/(train|val)-(\d+)\.json", name) for name in bucket.files(prefix + "/"))
+    return recorded_in(bucket.files(prefix + "/"))
+
+
+def recorded_in(keys: Iterable[str]) -> set[tuple[str, int]]:
+    names = (re.search(r"\.prepare/(train|val)-(\d+)\.json$", key) for key in keys)
     return {(match[1], int(match[2])) for match in names if match}
 
 
@@ -175,7 +187,6 @@ def stored(server: FaultyS3) -> set[tuple[str, int]]:
 
 
 KILLS = [
-    ("ffcv", "UploadPart", 1, "kill"),
     ("ffcv", "UploadPart", 3, "kill-after"),
     ("ffcv", "CompleteMultipartUpload", 1, "kill-after"),
     ("dali", "UploadPart", 3, "kill-after"),
@@ -183,9 +194,9 @@ KILLS = [
 ]
 MORE_KILLS = [
     (format, operation, nth, kill)
-    for format in FORMATS
-    for operation, last in (("UploadPart", 8), ("PutObject", 16), ("CompleteMultipartUpload", 2))
-    for nth in range(1, last + 1)
+    for format, *counts in (("ffcv", 7, 10, 2), ("dali", 4, 16, 4))
+    for operation, count in zip(("UploadPart", "PutObject", "CompleteMultipartUpload"), counts, strict=True)
+    for nth in range(1, count + 1)
     for kill in ("kill", "kill-after")
 ]
 
@@ -218,8 +229,30 @@ def test_killed_while_uploading(
             assert not [asked for asked in bucket.server.all("UploadPart") if asked.key.endswith(name)]
 
 
+def test_what_a_killed_start_with_other_settings_left(bucket: Bucket, noise_sets: NoiseSets) -> None:
+    bucket.server.rule = lambda asked: "kill" if (asked.operation, asked.nth) == ("UploadPart", 2) else None
+    outcome = data_prep(*prepare_words(noise_sets, "dali", bucket.at("set")), server=bucket.server)
+    assert outcome.code == -9 and bucket.uploads() == ["set/train-00001.tar"]
+    bucket.server.clear()
+    bucket.s3.create_multipart_upload(Bucket=bucket.name, Key="set/somebody-else")
+    outcome = data_prep(*prepare_words(noise_sets, "ffcv", bucket.at("set")))
+    assert outcome.code == 0, outcome.errors
+    assert bucket.uploads() == ["set/somebody-else"]
+    bucket.s3.abort_multipart_upload(
+        Bucket=bucket.name,
+        Key="set/somebody-else",
+        UploadId=bucket.s3.list_multipart_uploads(Bucket=bucket.name)["Uploads"][0]["UploadId"],
+    )
+    assert_whole(bucket, "set", noise_sets.files("ffcv"))
+
+
 @pytest.mark.parametrize(
-    ("format", "fault"), [("ffcv", "flip-upload"), ("dali", "flip-upload"), ("dali", "flip-download")]
+    ("format", "fault"),
+    [
+        ("ffcv", "flip-upload"),
+        ("dali", "flip-download"),
+        pytest.param("dali", "flip-upload", marks=pytest.mark.long),
+    ],
 )
 def test_a_wrong_byte_is_noticed(bucket: Bucket, noise_sets: NoiseSets, format: str, fault: str) -> None:
     words = prepare_words(noise_sets, format, bucket.at("set"))
@@ -311,3 +344,18 @@ def test_a_source_that_fails_for_good_is_no_quarantine(bucket: Bucket, tmp_path:
     bucket.server.clear()
     outcome: Any = data_prep(*words)
     assert outcome.code == 0 and "24 found = 24 prepared + 0 quarantined" in outcome.out
+
+
+@pytest.mark.long
+def test_stats_says_the_same_of_a_set_in_s3(bucket: Bucket, noise_sets: NoiseSets, tmp_path: Path) -> None:
+    bucket.put_folder("set", noise_sets.folder("dali"))
+    bucket.server.rule = storm(3, 0.1)
+    reports = {}
+    for name, location in (("here", str(noise_sets.folder("dali"))), ("there", bucket.at("set"))):
+        outcome = data_prep("stats", location, "--out", tmp_path / name, "--audit", "--workers", 1)
+        assert outcome.code == 0, outcome.errors
+        report = (tmp_path / name / "audit.json").read_text()
+        reports[name] = report.replace(location, "LOCATION"), (tmp_path / name / "audit.csv").read_bytes()
+        assert location in (tmp_path / name / "data_card.html").read_text()
+    assert reports["here"] == reports["there"]
+    assert all(asked.operation in ("GetObject", "HeadObject") for asked in bucket.server.asked)
