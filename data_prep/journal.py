@@ -21,7 +21,8 @@ from data_prep.normalize import NormalizedImage
 from data_prep.storage import Folder, LocalFolder, crc32c
 
 FOLDER = ".prepare"
-OURS = re.compile(rf"{re.escape(FOLDER)}/\.?((train|val)-\d+|plan|claim|rank-\d+)\.json(\.partial)?")
+NAMES = r"(train|val|rank)-\d+|plan|claim|meeting|stopped"
+OURS = re.compile(rf"{re.escape(FOLDER)}/\.?({NAMES})\.json(\.partial)?")
 
 
 class Record(BaseModel):
