@@ -15,22 +15,33 @@ from __future__ import annotations
 
 import io
 import re
-import warnings
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image
+from PIL import Image
 
 from data_prep.manifest import ImageSettings
+from data_prep.pillow_decode import (
+    UPRIGHT,
+    Rejected,
+    capped_size,
+    check_pixels,
+    decode_with_pillow,
+    orientation_of,
+    reason_of,
+)
 
-MAX_PIXELS = 178_956_970  # Pillow's own limit: a decompression bomb, or nothing that a classifier needs
+__all__ = ["NormalizedImage", "Rejected", "decode", "image_kind", "normalize"]
+
 MAX_FILE_BYTES = 256 << 20
 MAX_KEPT_BYTES = 4 << 20  # of a stored image that keeps its bytes; half a page of a .beton
-MAX_SCANS = 200  # of a progressive JPEG; each costs a pass over all pixels (libjpeg-turbo's own advice: 500)
-PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)  # frame headers
+MAX_SCANS = 200  # of a JPEG; each costs a pass over all pixels (libjpeg-turbo's own advice: 500)
 ONE_EIGHTH = {"min_height": 1, "min_width": 1, "min_factor": 8}
+# The next marker with a header, as libjpeg finds it: past garbage, stuffed zeros, fill bytes and restarts.
+MARKER = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd7])")
+RESIZED_BY_CHANNEL = 24 << 20  # bytes of an image
 STATISTICS_STRIDE = 4  # mean and std look at every fourth pixel each way: 16 times cheaper, same value
 
 # libjpeg's complaints that leave every pixel as it was meant; others mean lost pixels.
@@ -46,22 +57,6 @@ MAGIC = (
     (b"MM\x00*", "TIFF"),
     (b"P6", "PPM"),
 )
-
-# EXIF orientation → what makes such pixels upright.
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-TURNED_BACK = {**UPRIGHT, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
-
-
-class Rejected(Exception):
-    """A file that cannot be used; `str()` is the reason, short and the same for the same fault."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +87,7 @@ def normalize(content: bytes, settings: ImageSettings, statistics: bool = True) 
     """
     if settings.encode == "lossless" and (size := _kept_size(content, settings)) is not None:
         # At an eighth of the size only the entropy decoding is left of the work: all that finds faults.
-        pixels = _decode_jpeg(content, **({} if statistics else ONE_EIGHTH))
+        pixels = _decode_jpeg(content, None, **({} if statistics else ONE_EIGHTH))
         return NormalizedImage(content, *size, channel_means(pixels) if statistics else None)
     pixels = cap_resolution(decode(content, settings), settings.resolution_cap, settings.cap_side)
     jpeg = simplejpeg.encode_jpeg(pixels, quality=settings.quality, colorsubsampling=settings.subsampling)
@@ -132,10 +127,10 @@ def decode(content: bytes, settings: ImageSettings | None = None) -> np.ndarray:
         raise Rejected(_what_else(content))
     apply_exif = settings is not None and settings.apply_exif
     if kind != "JPEG":
-        return _decode_other(content, kind, apply_exif)
+        return decode_with_pillow(content, kind, settings, apply_exif)
     pixels = _decode_capped(content, settings)
     if apply_exif and (turn := UPRIGHT.get(jpeg_orientation(content))) is not None:
-        pixels = np.asarray(Image.fromarray(pixels).transpose(turn))
+        pixels = np.ascontiguousarray(turn(pixels))
     return pixels
 
 
@@ -164,38 +159,49 @@ def _decode_capped(content: bytes, settings: ImageSettings | None) -> np.ndarray
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(content, strict=False)
     except (KeyError, ValueError):
-        return _decode_jpeg(content)  # which says what is wrong
+        return _decode_jpeg(content, settings)  # which says what is wrong
     scaled_height, scaled_width = capped_size(height, width, settings.resolution_cap, settings.cap_side)
     if 4 * max(scaled_height, scaled_width) > max(height, width):
-        return _decode_jpeg(content)
+        return _decode_jpeg(content, settings)
     # libjpeg scales by leaving out frequencies, which costs a fraction; every bit is still decoded.
-    return _decode_jpeg(content, min_height=2 * scaled_height, min_width=2 * scaled_width, min_factor=8)
+    smallest = {"min_height": 2 * scaled_height, "min_width": 2 * scaled_width, "min_factor": 8}
+    return _decode_jpeg(content, settings, **smallest)
 
 
-def _decode_jpeg(content: bytes, **scaling: int) -> np.ndarray:
+def _decode_jpeg(content: bytes, settings: ImageSettings | None = None, **scaling: int) -> np.ndarray:
+    # Before anything is decoded, by whatever library. Counting bytes is fast, and mostly enough.
+    if content.count(b"\xff\xda") > MAX_SCANS and _num_scans(content) > MAX_SCANS:
+        raise Rejected(f"JPEG with more than {MAX_SCANS} scans")
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(content, strict=False)
     except KeyError:
-        return _decode_other(content, "JPEG", False)  # a chroma subsampling that simplejpeg has no name for
+        # A chroma subsampling that simplejpeg has no name for.
+        return decode_with_pillow(content, "JPEG", settings, apply_exif=False)
     except ValueError as error:
-        raise Rejected(f"broken JPEG: {_reason(error)}") from None
-    if height * width > MAX_PIXELS:
-        raise Rejected(f"more than {MAX_PIXELS:,} pixels")
-    if _frame(content)[0] in PROGRESSIVE and content.count(b"\xff\xda") > MAX_SCANS:
-        raise Rejected(f"JPEG with more than {MAX_SCANS} scans")
-    # Four-component files have no direct way to RGB in libjpeg; they are decoded once to find faults, and
-    # once more by Pillow, which knows Adobe's inverted inks. They are 22 in ImageNet.
+        raise Rejected(f"broken JPEG: {reason_of(error)}") from None
+    check_pixels(height * width, "JPEG")
+    # Four-component files have no direct way to RGB in libjpeg; they are decoded once to find faults, at an
+    # eighth of the size, and once more by Pillow, which knows Adobe's inverted inks. They are 22 in ImageNet.
     four_inks = colorspace in ("CMYK", "YCCK")
-    target = "CMYK" if four_inks else "RGB"
+    target, scaling = ("CMYK", ONE_EIGHTH) if four_inks else ("RGB", scaling)
     try:
         pixels = simplejpeg.decode_jpeg(content, target, strict=True, **scaling)
     except ValueError as error:
         if not any(warning in str(error) for warning in HARMLESS_WARNINGS):
-            raise Rejected(f"broken JPEG: {_reason(error)}") from None
+            raise Rejected(f"broken JPEG: {reason_of(error)}") from None
         if "extraneous" in str(error) and _lost_data(content, str(error)):
             raise Rejected("broken JPEG: zeroed or missing data") from None
         pixels = simplejpeg.decode_jpeg(content, target, strict=False, **scaling)
-    return _decode_other(content, "JPEG", False) if four_inks else pixels
+    return decode_with_pillow(content, "JPEG", settings, apply_exif=False) if four_inks else pixels
+
+
+def _num_scans(content: bytes) -> int:
+    """Scans that libjpeg would decode, up to the end mark; in segments and after the end none count."""
+    num_scans, position = 0, 2
+    while (found := MARKER.search(content, position)) is not None and found[1] != b"\xd9":
+        num_scans += found[1] == b"\xda"
+        position = found.end() + int.from_bytes(content[found.end() : found.end() + 2], "big")
+    return num_scans
 
 
 def _lost_data(content: bytes, warning: str) -> bool:
@@ -252,64 +258,9 @@ def jpeg_orientation(content: bytes) -> int:
         return 1
     try:
         with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
-            return _orientation(image)
+            return orientation_of(image)
     except Exception:  # broken headers raise many kinds; the pixels are what counts
         return 1
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # as above
-        return 1
-    return value if isinstance(value, int) and value in UPRIGHT else 1
-
-
-def _decode_other(content: bytes, kind: str, apply_exif: bool) -> np.ndarray:
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns at half of what it refuses; the limit here is our own, checked before decoding.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content), formats=[kind]) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise Rejected(f"more than {MAX_PIXELS:,} pixels")
-                orientation = _orientation(image)
-                image.load()
-                upright = kind == "TIFF"  # Pillow has turned these already
-                pixels = _to_rgb(image)
-        if apply_exif != upright and orientation != 1:
-            pixels = pixels.transpose((UPRIGHT if apply_exif else TURNED_BACK)[orientation])
-        return np.asarray(pixels)
-    except Rejected:
-        raise
-    except Image.DecompressionBombError:
-        raise Rejected(f"more than {MAX_PIXELS:,} pixels") from None
-    except Exception as error:  # Pillow's decoders raise many kinds on hostile bytes; each is a bad file
-        raise Rejected(f"broken {kind}: {_reason(error)}") from None
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling.
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
-        return Image.fromarray((values.clip(0, top) * (255.0 / top)).round().astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        background = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(background, layer).convert("RGB")
-    return image.convert("RGB")
-
-
-def capped_size(
-    height: int, width: int, cap: int, side: Literal["longest", "shortest"] = "longest"
-) -> tuple[int, int]:
-    """(height, width) after shrinking, never enlarging, so that the given side is at most `cap` pixels."""
-    reference = max(height, width) if side == "longest" else min(height, width)
-    if reference <= cap:
-        return height, width
-    scale = cap / reference
-    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def cap_resolution(
@@ -322,13 +273,12 @@ def cap_resolution(
         raise Rejected("a side longer than 65,535 pixels")
     if size == (height, width):
         return np.ascontiguousarray(pixels)
-    return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BILINEAR))
-
-
-def _reason(error: Exception) -> str:
-    """One short line without its numbers, which differ from file to file: equal faults count as one."""
-    text = str(error).split("\n")[0].strip() or type(error).__name__
-    digits = "".join("N" if character.isdigit() else character for character in text)
-    while "NN" in digits:
-        digits = digits.replace("NN", "N")
-    return digits[:120]
+    height, width = size
+    if pixels.size < RESIZED_BY_CHANNEL:
+        return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
+    # The same values; Pillow's copies and what lies between its two passes take a quarter of the memory.
+    resized = np.empty((height, width, 3), np.uint8)
+    for channel in range(3):
+        plane = Image.fromarray(np.ascontiguousarray(pixels[..., channel]))
+        resized[..., channel] = np.asarray(plane.resize((width, height), Image.Resampling.BILINEAR))
+    return resized

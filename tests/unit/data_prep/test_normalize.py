@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +14,9 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from data_prep.manifest import ImageSettings
-from data_prep.normalize import Rejected, decode, normalize
-from tests.conftest import class_image
+from data_prep.normalize import Rejected, cap_resolution, decode, normalize
+from data_prep.pillow_decode import MAX_PIXELS, MAX_WEBP_PIXELS
+from tests.conftest import ROOT, class_image
 
 SETTINGS = ImageSettings()
 
@@ -199,3 +204,111 @@ def test_lossless_still_finds_damage(picture: Image.Image, statistics: bool) -> 
     content = encoded(picture, "JPEG", quality=95)
     with pytest.raises(Rejected, match="broken JPEG"):
         normalize(content[: len(content) * 2 // 3], ImageSettings(encode="lossless"), statistics)
+
+
+PEAK = """
+import sys
+from data_prep.manifest import ImageSettings
+from data_prep.normalize import normalize
+content = open(sys.argv[1], "rb").read()
+peaks = []
+for _ in range(2):
+    peaks += [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
+    result = normalize(content, ImageSettings()) if len(peaks) == 1 else None
+print(int(peaks[1]) - int(peaks[0]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
+@pytest.mark.parametrize("mode", ["RGB", "P", "RGBA", "I;16", "CMYK"])
+def test_memory_for_large_images_is_bounded(tmp_path: Path, mode: str) -> None:
+    """Little more than the pixels as they lie in the file, whatever has to be done with them."""
+    side = 5000
+    image = Image.new(mode, (side, side))
+    options: dict[str, object] = {"transparency": bytes(range(256))} if mode == "P" else {}
+    if mode == "P":
+        image.putpalette(bytes(range(256)) * 3)
+    path = tmp_path / "large"
+    path.write_bytes(encoded(image, "JPEG" if mode == "CMYK" else "PNG", **options))
+    result = subprocess.run(
+        [sys.executable, "-c", PEAK, str(path)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    in_file = {"P": 1, "I;16": 2}.get(mode, 4)
+    assert int(result.stdout) << 10 < side * side * in_file + (90 << 20)
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("PNG", MAX_PIXELS), ("WEBP", MAX_WEBP_PIXELS)])
+def test_too_many_pixels_are_rejected_unread(
+    picture: Image.Image, monkeypatch: pytest.MonkeyPatch, kind: str, limit: int
+) -> None:
+    content = encoded(picture, kind)
+    monkeypatch.setattr("data_prep.pillow_decode.MAX_PIXELS", 9599 if kind == "PNG" else limit)
+    monkeypatch.setattr("data_prep.pillow_decode.MAX_WEBP_PIXELS", 9599 if kind == "WEBP" else limit)
+    with pytest.raises(Rejected, match="more than 9,599 pixels"):
+        decode(content)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "I;16"])
+def test_tiles_leave_no_seams(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tile by tile, shrunk or not, the pixels are those of the whole image at once."""
+    photo = class_image(2, 3, 611, 407)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
+    else:
+        image = photo.convert(mode)
+    if mode == "RGBA":
+        image.putalpha(photo.convert("L"))
+    content = encoded(image, "PNG")
+    for settings in (None, ImageSettings(resolution_cap=50)):
+        monkeypatch.setattr("data_prep.pillow_decode.TILE_SIDE", 4096)
+        whole = decode(content, settings)
+        assert whole.shape == ((407, 611, 3) if settings is None else (68, 102, 3))
+        monkeypatch.setattr("data_prep.pillow_decode.TILE_SIDE", 100)
+        assert (decode(content, settings) == whole).all()
+
+
+def test_large_arrays_are_capped_as_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.asarray(class_image(2, 3, 300, 200))
+    expected = cap_resolution(pixels, 123)
+    monkeypatch.setattr("data_prep.normalize.RESIZED_BY_CHANNEL", 1)
+    assert (cap_resolution(pixels, 123) == expected).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bits_are_always_divided_by_257(kind: str) -> None:
+    """A dark image stays as dark beside its neighbours as it was."""
+    for values in (np.arange(65536).reshape(256, 256), np.arange(256).reshape(16, 16)):
+        pixels = decode(encoded(Image.fromarray(values.astype(np.uint16)), kind))
+        assert (pixels == np.round(values / 257)[..., None]).all()
+
+
+def test_32_bit_images_count_as_16_bits_or_are_rejected() -> None:
+    # Pillow before 11.3 opens a 16-bit PNG so, and what it holds is then within 0..65535.
+    values = np.array([[0, 255], [30_000, 65_535]], np.int32)
+    pixels = decode(encoded(Image.fromarray(values), "TIFF"))
+    assert pixels[..., 0].tolist() == [[0, 1], [117, 255]]
+    for wrong in (values - 1, values + 1, values.astype(np.float32)):
+        with pytest.raises(Rejected, match="save it with 8 or 16 bits"):
+            decode(encoded(Image.fromarray(wrong), "TIFF"))
+
+
+@pytest.mark.parametrize("progressive", [True, False])
+@pytest.mark.parametrize("garbage", [b"", b"\x00garbage\x17", b"\xff\xff\xff"])
+def test_many_scans_are_found_behind_garbage(picture: Image.Image, progressive: bool, garbage: bytes) -> None:
+    jpeg = encoded(picture, "JPEG", progressive=progressive)
+    first = jpeg.index(b"\xff\xda")
+    marker = re.search(rb"\xff[^\x00]", jpeg[first + 12 :])
+    assert marker is not None
+    scan = jpeg[first : first + 12 + marker.start()]
+    second = 4 + int.from_bytes(jpeg[4:6], "big")  # where JFIF's segment ends
+    many = jpeg[:second] + garbage + jpeg[second:first] + scan * 300 + jpeg[first:]
+    with pytest.raises(Rejected, match="more than 200 scans"):
+        normalize(many, SETTINGS)
+
+
+def test_what_only_looks_like_scans_does_not_count(picture: Image.Image) -> None:
+    """In a segment, or after the end, as in a photo with a film behind it."""
+    jpeg = encoded(picture, "JPEG", progressive=True)
+    noise = b"\xff\xda\x00\x02" * 300
+    comment = b"\xff\xfe" + (len(noise) + 2).to_bytes(2, "big") + noise
+    assert normalize(jpeg[:2] + comment + jpeg[2:] + noise, SETTINGS).width == 120

@@ -113,7 +113,7 @@ QUARANTINED: dict[str, tuple[Callable[[], bytes], str]] = {
     "zeroed.jpg": (zeroed, "broken JPEG"),
     "half.png": (lambda: (p := saved("PNG"))[: len(p) // 2], "broken PNG"),
     "half.webp": (lambda: (w := saved("WEBP"))[: len(w) // 2], "broken WEBP"),
-    "bomb.png": (png_bomb, "more than 178,956,970 pixels"),
+    "bomb.png": (png_bomb, "more than 105,000,000 pixels"),
     "scans.jpg": (many_scans, "scans"),
 }
 
