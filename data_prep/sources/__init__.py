@@ -32,7 +32,7 @@ from data_prep.sources import (
     tiny_imagenet,
     webdataset,
 )
-from data_prep.sources.listing import Listing, Sample, is_image
+from data_prep.sources.listing import Listing, Sample, first_few, is_image
 from data_prep.sources.tree import ListedTree, SourceTree, open_tree, readable
 from data_prep.sources.wordnet import wordnet_names
 
@@ -185,16 +185,23 @@ def _one_too_high(tree: SourceTree, inside: SourceTree) -> str:
 
 
 def _select_classes(listing: Listing, wanted: tuple[str, ...], display: dict[str, str]) -> Listing:
-    by_name = {name: name for name in listing.class_names}
-    for name, shown in display.items():
-        by_name.setdefault(shown, name)
+    # What comes first wins: a class's own name, all that people call it, one of several such names.
+    ways: tuple[dict[str, set[str]], ...] = ({name: {name} for name in listing.class_names}, {}, {})
+    for name in listing.class_names & display.keys():
+        ways[1].setdefault(display[name], set()).add(name)
+        for synonym in display[name].split(","):
+            ways[2].setdefault(synonym.strip(), set()).add(name)
     chosen = set()
     for name in wanted:
-        if name not in by_name:
-            near = difflib.get_close_matches(name, by_name, n=1)
+        found = sorted(next((way[name] for way in ways if name in way), ()))
+        if not found:
+            near = difflib.get_close_matches(name, dict.fromkeys(key for way in ways for key in way), n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {len(listing.class_names)} classes"
             raise ValueError(f"--classes: the source has no class {name!r}; {hint}")
-        chosen.add(by_name[name])
+        if len(found) > 1:
+            meant = first_few([f"{candidate} ({display[candidate]})" for candidate in found])
+            raise ValueError(f"--classes: {name!r} may be any of {meant}: name the class itself")
+        chosen.add(found[0])
     samples = [sample for sample in listing.samples if sample.class_name in chosen]
     return replace(listing, samples=samples, class_names=chosen)
 
@@ -208,6 +215,7 @@ def _check_classes(tree: SourceTree, listing: Listing) -> None:
         found = f"only one class ({next(iter(class_names))})" if class_names else "no class"
         raise ValueError(
             f"{tree.location} has {found}: a classifier needs at least two class folders with images"
+            + "".join(f" ({warning})" for warning in listing.warnings)
         )
     empty = sorted(class_names - {sample.class_name for sample in listing.samples})
     if empty:
@@ -265,21 +273,23 @@ def _assign_splits(samples: list[Sample], val_fraction: float, seed: int) -> tup
     for sample in samples:
         if sample.split is None:
             by_class.setdefault(sample.class_name, []).append(sample)
-    unsplit = []
+    too_few: dict[str, list[str]] = {}
     for name, members in by_class.items():
         num_val = round(len(members) * val_fraction)
         if num_val == 0 or num_val == len(members):
-            unsplit.append(name)
+            aim = (
+                f"give {val_fraction:.4g} of them to val" if num_val == 0 else "keep one in train beside val"
+            )
+            too_few.setdefault(aim, []).append(name)
             num_val = 0
         # Keyed by name, so that adding one class does not reshuffle the others.
         in_val = set(_generator(seed, name).permutation(len(members))[:num_val].tolist())
         for position, sample in enumerate(members):
             sample.split = "val" if position in in_val else "train"
-    if not unsplit:
-        return ()
-    return (
-        f"{len(unsplit)} of {len(by_class)} classes have too few images to give {val_fraction:.0%} to val "
-        f"(first: {sorted(unsplit)[0]!r}); they stay wholly in train",
+    return tuple(
+        f"{len(names)} of {len(by_class)} classes have too few images to {aim} (first: {min(names)!r}); they "
+        "stay wholly in train"
+        for aim, names in too_few.items()
     )
 
 

@@ -12,10 +12,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+from data_prep.normalize import image_kind
 from data_prep.sources.blobs import Blob
 from data_prep.sources.tree import SourceTree, readable
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+# What people call images, those that are not read among them: they end in the quarantine, not in silence.
+IMAGE_SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"),
+    *(".heic", ".heif", ".avif"),
+}
+NUM_PEEKED = 3  # files of a folder
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),
@@ -80,17 +86,43 @@ def class_folders(
     tree: SourceTree, folder: str, split: str | None, ignore: frozenset[str] = frozenset()
 ) -> Listing:
     """Files of `folder/<class>/**`, and the names of its class folders (empty ones too)."""
-    samples, class_names = [], set()
+    samples, class_names, left_out = [], set(), []
     for name in tree.subfolders(folder):
         if name in ignore:
             continue
+        place = f"{folder}/{name}" if folder else name
+        paths = tree.files_below(place)
+        if paths and not _holds_images(tree, paths):
+            left_out.append(readable(place))
+            continue
         class_name = sys.intern(readable(name))
         class_names.add(class_name)
-        samples += [
-            Sample(readable(path), tree.blob(path), class_name, split)
-            for path in tree.files_below(f"{folder}/{name}" if folder else name)
-        ]
-    return Listing(samples, class_names, by_folder=True)
+        samples += [Sample(readable(path), tree.blob(path), class_name, split) for path in paths]
+    warnings = []
+    if left_out:
+        warnings.append(f"left out, since no file in it looks like an image: {first_few(left_out)}")
+    return Listing(samples, class_names, warnings=warnings, by_folder=True)
+
+
+def _holds_images(tree: SourceTree, paths: list[str]) -> bool:
+    """Whether any file is named as an image, or one of the first few begins as one.
+
+    A folder of notes beside the classes is no class; one of damaged images is, and has its quarantine.
+    """
+    if any(is_image(path) for path in paths):
+        return True
+    for path in paths[:NUM_PEEKED]:
+        try:
+            if image_kind(tree.blob(path).read()) is not None:
+                return True
+        except (OSError, RuntimeError, ValueError):
+            continue  # cannot be read; then it is no sign of images
+    return False
+
+
+def first_few(names: list[str]) -> str:
+    """The first three of some names, for messages."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def is_image(name: str) -> bool:

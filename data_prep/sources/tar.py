@@ -7,6 +7,7 @@ goes on after its end is refused.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 
 from data_prep.sources.blobs import RangeReader
@@ -17,6 +18,7 @@ MAX_NAME_BYTES = 1 << 20  # of a GNU long name or a pax header
 MAX_PADDING_BYTES = 2 << 20  # after the end mark; tar fills up its last record
 DISK_BLOCK_BYTES = 16 << 10  # members of 100 KB lie between two headers: reading ahead would read them all
 ZEROS = bytes(BLOCK)
+START = re.compile(r"(\.?/)+")
 NO_DATA = b"123456"  # types of links, devices and folders: whatever size they state, nothing follows
 
 
@@ -96,9 +98,15 @@ def _walk(reader: RangeReader, num_bytes: int) -> Iterator[tuple[str, int, int]]
         name, size_known = long_name or _name(header), length
         long_name = pax_size = None
         if kind in b"07\0" and not name.endswith("/"):
-            yield name.removeprefix("./"), start, size_known
+            yield member_name(name), start, size_known
         elif kind == b"S":
             raise _Damaged("it holds sparse files; pack it again without them")
+
+
+def member_name(name: str) -> str:
+    """A member's name from the archive's root, without the "/" or "./" that some programs begin it with."""
+    start = START.match(name)
+    return name[start.end() :] if start else name
 
 
 def _read(reader: RangeReader, start: int, length: int) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import io
 import os
+import re
 import zipfile
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.sources.blobs import Blob, FileBlob, RangeBlob, RangeReader, ZipBlob
-from data_prep.sources.tar import tar_members
+from data_prep.sources.tar import member_name, tar_members
+from data_prep.sources.walk import files_below, is_file, is_folder
 from data_prep.storage import is_s3, open_folder, read_range
 
 # Left behind by file managers; never meant as images.
@@ -90,6 +92,12 @@ def open_tree(location: str) -> SourceTree:
         return _open_s3(location)
     path = Path(location)
     if not path.exists():
+        if scheme := re.match(r"(?i)([a-z][a-z0-9+.-]+):/+", location):
+            place = location[scheme.end() :] if scheme[1].lower() == "s3" else ""
+            raise ValueError(
+                f"source {location} is no place that can be read: --source takes a path, or an S3 prefix as "
+                f"s3://{place or 'bucket/prefix'}"
+            )
         raise ValueError(f"source {location} does not exist: check --source")
     if path.is_dir():
         return LocalTree(path)
@@ -135,10 +143,10 @@ class LocalTree(SourceTree):
             return []
 
     def subfolders(self, folder: str = "") -> list[str]:
-        return [entry.name for entry in self._entries(folder) if entry.is_dir()]
+        return [entry.name for entry in self._entries(folder) if is_folder(entry)]
 
     def files_in(self, folder: str = "") -> list[str]:
-        return [entry.name for entry in self._entries(folder) if entry.is_file()]
+        return [entry.name for entry in self._entries(folder) if is_file(entry)]
 
     def is_file(self, path: str) -> bool:
         return (self.root / path).is_file()
@@ -147,15 +155,7 @@ class LocalTree(SourceTree):
         return (self.root / path).is_dir()
 
     def files_below(self, folder: str = "") -> list[str]:
-        found = []
-        root = str(self.root)
-        start = os.path.join(root, folder) if folder else root  # noqa: PTH118
-        for parent, folders, names in os.walk(start, onerror=_raise):
-            folders[:] = [name for name in folders if not is_hidden(name)]
-            inside = parent[len(root) :].strip("/")
-            prefix = inside + "/" if inside else ""
-            found += [prefix + name for name in names if not is_hidden(name)]
-        return sorted(found)
+        return files_below(str(self.root), folder, is_hidden)
 
     def blob(self, path: str) -> Blob:
         return FileBlob(self.location, path)
@@ -270,7 +270,7 @@ class ZipTree(ListedTree):
                             f"source {location} is compressed in a rare way: unzip it, and take the folder "
                             "as --source"
                         )
-                    members[info.filename] = _Member(
+                    members[member_name(info.filename)] = _Member(
                         location,
                         info.header_offset,
                         info.compress_size,
@@ -320,7 +320,3 @@ def readable(name: str) -> str:
 
 def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in LITTER or name == "__MACOSX"
-
-
-def _raise(error: OSError) -> None:
-    raise error  # a folder that cannot be read must not vanish in silence

@@ -1009,3 +1009,12 @@ def test_a_layout_named_for_another_source_says_so(tmp_path: Path, name: str) ->
     root = write(tmp_path, {"notes.txt": b"nothing here"})
     with pytest.raises(ValueError, match=str(tmp_path)):
         open_source(root, layout=name)
+
+
+@pytest.mark.parametrize("start", ["/", "./", ".//", "/./"])
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_members_that_begin_at_the_root(tmp_path: Path, start: str, kind: str) -> None:
+    inside = {start + name: content for name, content in FLAT.items()}
+    path = tmp_path / f"a.{kind}"
+    zip_of(path, inside) if kind == "zip" else path.write_bytes(tar_of(inside))
+    assert {key: data for key, (_, _, data) in contents(open_source(path)).items()} == FLAT
