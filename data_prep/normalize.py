@@ -169,8 +169,8 @@ def _decode_capped(content: bytes, settings: ImageSettings | None) -> np.ndarray
 
 
 def _decode_jpeg(content: bytes, settings: ImageSettings | None = None, **scaling: int) -> np.ndarray:
-    # Before anything is decoded, by whatever library. Counting bytes is fast, and mostly enough.
-    if content.count(b"\xff\xda") > MAX_SCANS and _num_scans(content) > MAX_SCANS:
+    # Before anything is decoded, by whatever library. Looking at all bytes takes a twentieth of the decoding.
+    if not _has_one_scan(content) and _num_scans(content) > MAX_SCANS:
         raise Rejected(f"JPEG with more than {MAX_SCANS} scans")
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(content, strict=False)
@@ -193,6 +193,21 @@ def _decode_jpeg(content: bytes, settings: ImageSettings | None = None, **scalin
             raise Rejected("broken JPEG: zeroed or missing data") from None
         pixels = simplejpeg.decode_jpeg(content, target, strict=False, **scaling)
     return decode_with_pillow(content, "JPEG", settings, apply_exif=False) if four_inks else pixels
+
+
+def _has_one_scan(content: bytes) -> bool:
+    """A baseline frame whose first scan has all components: libjpeg ends after it, whatever follows."""
+    num_components, position = 0, 2
+    while position + 10 <= len(content) and content[position] == 0xFF:
+        marker = content[position + 1]
+        if marker == 0xC0:
+            num_components = content[position + 9]
+        elif marker == 0xDA:
+            return content[position + 4] == num_components
+        elif not (0xDB <= marker <= 0xFE or marker == 0xC4):
+            return False  # another kind of frame, or nothing that stands here
+        position += 2 + int.from_bytes(content[position + 2 : position + 4], "big")
+    return False
 
 
 def _num_scans(content: bytes) -> int:

@@ -302,7 +302,8 @@ def test_many_scans_are_found_behind_garbage(picture: Image.Image, progressive: 
     scan = jpeg[first : first + 12 + marker.start()]
     second = 4 + int.from_bytes(jpeg[4:6], "big")  # where JFIF's segment ends
     many = jpeg[:second] + garbage + jpeg[second:first] + scan * 300 + jpeg[first:]
-    with pytest.raises(Rejected, match="more than 200 scans"):
+    # A baseline image is whole after its first scan; libjpeg itself refuses a second one then.
+    with pytest.raises(Rejected, match="more than (200 scans|one scan)"):
         normalize(many, SETTINGS)
 
 
