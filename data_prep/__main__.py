@@ -28,6 +28,7 @@ from data_prep.ranks import rank_and_world_size
 from data_prep.sources import LAYOUTS, Source, open_source
 from data_prep.storage import is_s3
 from data_prep.verify import verify
+from data_prep.workers import keep_freed_memory
 
 KEPT = {
     "prepare": "what is finished is kept; ",
@@ -275,4 +276,5 @@ def _run_generate(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main())
