@@ -117,8 +117,10 @@ def test_faults_on_the_way_do_not_show(
 
 
 def driver(arguments: list[str], environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    # A job in the background ignores Ctrl-C, and hands that on: here it must not.
     code = (
-        "import argparse, sys; from data_prep import download; p = argparse.ArgumentParser();"
+        "import argparse, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from data_prep import download; p = argparse.ArgumentParser();"
         "download.add_arguments(p); sys.exit(download.run(p.parse_args()))"
     )
     return subprocess.Popen(

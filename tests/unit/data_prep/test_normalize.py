@@ -303,7 +303,7 @@ def test_many_scans_are_found_behind_garbage(picture: Image.Image, progressive: 
     second = 4 + int.from_bytes(jpeg[4:6], "big")  # where JFIF's segment ends
     many = jpeg[:second] + garbage + jpeg[second:first] + scan * 300 + jpeg[first:]
     # A baseline image is whole after its first scan; libjpeg itself refuses a second one then.
-    with pytest.raises(Rejected, match="more than (200 scans|one scan)"):
+    with pytest.raises(Rejected, match=r"more than (200 scans|one scan)"):
         normalize(many, SETTINGS)
 
 
