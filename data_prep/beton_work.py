@@ -104,9 +104,7 @@ def _open(work: Work, name: str, piece_bytes: int, known: list[Record]) -> tuple
         if kept:
             return file, kept
         file.close()
-    remove = getattr(work.folder, "abort_unfinished", None)
-    if remove is not None:
-        remove(name)  # S3 would charge for them
+    work.folder.abort_unfinished(name)
     return work.folder.create(name, piece_bytes), []
 
 

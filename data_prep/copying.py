@@ -225,9 +225,7 @@ class _Copy:
             if done:
                 return file, done, journal
             file.close()
-        remove = getattr(self.target, "abort_unfinished", None)
-        if remove is not None:
-            remove(entry.name)
+        self.target.abort_unfinished(entry.name)
         file = self.target.create(entry.name, piece_bytes)
         first = json.dumps({"piece_bytes": piece_bytes, "token": file.token}) + "\n"
         self.target.write(journal, first.encode())

@@ -339,8 +339,6 @@ def _remove_leftovers(folder: Folder, manifest: Manifest) -> None:
     for file in folder.children():
         if OUR_FILES.fullmatch(file.name) and file.name not in named:
             folder.delete(file.name)
-    if not isinstance(folder, LocalFolder):
-        # A bucket keeps unfinished uploads where no listing shows them, and charges for them.
-        for name, _ in folder.unfinished():  # type: ignore[attr-defined]
-            if OUR_FILES.fullmatch(name):
-                folder.abort_unfinished(name)  # type: ignore[attr-defined]
+    for name, _ in folder.unfinished():
+        if OUR_FILES.fullmatch(name):
+            folder.abort_unfinished(name)

@@ -120,6 +120,13 @@ class Folder(ABC):
         The value is a function that raises RuntimeError if the lock was lost meanwhile.
         """
 
+    def unfinished(self, name: str = "") -> list[tuple[str, str]]:
+        """(name, token) of files that were begun and that no listing shows; on a disk there are none."""
+        return []
+
+    def abort_unfinished(self, name: str, keep: str | None = None) -> None:  # noqa: B027 (a disk has none)
+        """Remove what `unfinished` tells of `name`, but for one token: S3 charges for it."""
+
     def path_of(self, name: str) -> str:
         """The location of a file, for `read_range` and for messages."""
         return f"{self.location.rstrip('/')}/{name}"

@@ -73,7 +73,7 @@ def upload_file(folder: Folder, name: str, path: Path, label: str) -> str:
     """
     num_bytes = path.stat().st_size
     # What a killed run began is invisible and costs storage.
-    getattr(folder, "abort_unfinished", lambda _: None)(name)
+    folder.abort_unfinished(name)
     piece_bytes = max(PIECE_BYTES, -(-num_bytes // MAX_PIECES))
     with byte_bar(num_bytes, f"{label}: upload") as bar:
         sha256 = _upload_pieces(folder, name, path, piece_bytes, bar.update)
