@@ -7,7 +7,7 @@ Example:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,9 +107,8 @@ def predict(
     autocast = build_autocast(choose_precision(recipe.precision.mode, trained.device), trained.device)
     config = recipe.validation.model_copy(update={"batch_size": batch_size or recipe.validation.batch_size})
     with distributed() as ranks:
-        num_workers = ranks.num_cores if recipe.data.num_workers is None else recipe.data.num_workers
-        plan = LoaderPlan.validation(folder, manifest, config, num_workers, ranks)
-        source = build_loader(loader, replace(plan, split=split, is_training=False))
+        plan = LoaderPlan.validation(folder, manifest, config, recipe.data, ranks, split)
+        source = build_loader(loader, plan)
         logits, labels, ids = [], [], []
         side = resolution or recipe.validation_resolution
         with progress_bar(source.num_samples, "evaluate", progress) as bar:

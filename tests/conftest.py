@@ -21,11 +21,14 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     has_ffcv = importlib.util.find_spec("ffcv") is not None
+    has_dali = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
         if "ffcv" in item.keywords and not has_ffcv:
             item.add_marker(pytest.mark.skip(reason="FFCV is not installed"))
+        if "dali" in item.keywords and not has_dali:
+            item.add_marker(pytest.mark.skip(reason="DALI is not installed"))
 
 
 def class_image(label: int, seed: int, width: int, height: int) -> Image.Image:
@@ -68,6 +71,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     (source / "val" / "class_0" / "000.jpg").unlink()  # an odd number: the last validation batch is short
     out = root / "data"
     return out, prepare(open_source(source), PrepareOptions(out=out, num_workers=1, progress=False))
+
+
+@pytest.fixture(scope="session")
+def prepared_tars(prepared: tuple[Path, Manifest]) -> tuple[Path, Manifest]:
+    """The same images as tars: the same samples with the same ids, in several shards a split."""
+    out = prepared[0].parent / "tars"
+    options = PrepareOptions(out=out, format="dali", num_workers=1, shard_bytes=64 << 10, progress=False)
+    return out, prepare(open_source(prepared[0].parent / "source"), options)
 
 
 @pytest.fixture

@@ -41,8 +41,11 @@ class DataSection(Section):
     """Which images, how many a step, and how they are cropped."""
 
     path: Path
-    loader: Literal["auto", "ffcv", "reference"] = "auto"
+    loader: Literal["auto", "ffcv", "dali", "reference"] = "auto"
     num_workers: int | None = Field(default=None, ge=0)  # a rank; null: its share of the machine's cores
+    check_bytes: Literal["first_epoch", "every_epoch", "never"] = "first_epoch"  # against their CRC-32C
+    max_damaged_fraction: float = Field(default=0.001, ge=0, le=1)  # of the split; more ends the run
+    timeout_seconds: float = Field(default=300, gt=0)  # without any batch
     global_batch_size: int = Field(default=256, ge=1)
     grad_accum_steps: int = Field(default=1, ge=1)
     resolution: int = Field(default=224, ge=8, le=2048)

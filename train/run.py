@@ -113,9 +113,7 @@ def build_run(recipe: Recipe, folder: Path, ranks: Ranks) -> Run:
         trained = wrap_for_ddp(model, ranks)
     statistics = normalization_statistics(recipe.data.normalization, manifest.mean, manifest.std)
     training = LoaderPlan.training(recipe.data.path, manifest, recipe.data, recipe.run.seed, ranks)
-    validation = LoaderPlan.validation(
-        recipe.data.path, manifest, recipe.validation, training.num_workers, ranks
-    )
+    validation = LoaderPlan.validation(recipe.data.path, manifest, recipe.validation, recipe.data, ranks)
     run = Run(
         recipe=recipe,
         folder=folder,

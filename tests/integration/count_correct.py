@@ -17,8 +17,9 @@ from train.validation import validate
 checkpoint, folder, loader_name, precision = sys.argv[1:]
 with distributed() as ranks:
     trained = load_trained(Path(checkpoint), torch.device("cpu"))
+    data = trained.recipe.data.model_copy(update={"num_workers": 0})
     plan = LoaderPlan.validation(
-        Path(folder), load_manifest(Path(folder)), trained.recipe.validation, 0, ranks
+        Path(folder), load_manifest(Path(folder)), trained.recipe.validation, data, ranks
     )
     loader = build_loader(loader_name, plan)
     autocast = build_autocast(precision, ranks.device)

@@ -6,6 +6,8 @@ depends on nothing but its id, so any rank, worker or resumed run makes the same
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 _ROUNDS = 10
@@ -16,6 +18,51 @@ _MASK = 0xFFFFFFFF
 CROP_STREAM = 2  # attempts count upwards from here; below are flip and the shuffle of order.py
 FLIP_STREAM = 0
 CROP_ATTEMPTS = 10
+REPLACEMENT_STREAM = 64  # attempts count upwards
+REPLACEMENT_ATTEMPTS = 32
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The rule by which a sample is cropped and mirrored.
+
+    Attributes:
+        is_random: crops and flips at random; else the centre crop of `crop_ratio`, never mirrored.
+        crop_scale: share of the area, low and high.
+        crop_aspect: width : height, low and high.
+    """
+
+    is_random: bool
+    seed: int = 0
+    crop_scale: tuple[float, float] = (1.0, 1.0)
+    crop_aspect: tuple[float, float] = (1.0, 1.0)
+    horizontal_flip: bool = False
+    crop_ratio: float = 1.0
+
+    def boxes_and_flips(
+        self, epoch: int, sample_ids: np.ndarray, widths: np.ndarray, heights: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Crops and flips of samples of these sizes in pixels.
+
+        Returns:
+            int32, shape (n, 4): top, left, height, width; and bool, shape (n,).
+        """
+        still = np.zeros(len(sample_ids), bool)
+        if not self.is_random:
+            return center_crops(widths, heights, self.crop_ratio), still
+        boxes = random_resized_crops(
+            self.seed, epoch, sample_ids, widths, heights, self.crop_scale, self.crop_aspect
+        )
+        return boxes, random_flips(self.seed, epoch, sample_ids) if self.horizontal_flip else still
+
+    def replacements(self, epoch: int, sample_id: int, num_samples: int) -> np.ndarray:
+        """Ids to try, one after the other, in place of a damaged sample: int64, REPLACEMENT_ATTEMPTS of them.
+
+        Drawn at random rather than taken from beside it: damage comes in stretches.
+        """
+        streams = range(REPLACEMENT_STREAM, REPLACEMENT_STREAM + REPLACEMENT_ATTEMPTS)
+        draws = [uniforms(self.seed, epoch, np.array([sample_id]), stream)[0, 0] for stream in streams]
+        return (np.array(draws) * num_samples).astype(np.int64)
 
 
 def philox4x32(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:

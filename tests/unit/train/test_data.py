@@ -19,16 +19,23 @@ from train.data.order import epoch_order, rank_micro_batches, rank_validation_ba
 from train.data.resize import resize_area
 from train.distributed import Ranks
 
-BACKENDS = ["reference", pytest.param("ffcv", marks=pytest.mark.ffcv)]
+BACKENDS = [
+    "reference",
+    pytest.param("ffcv", marks=pytest.mark.ffcv),
+    pytest.param("dali", marks=pytest.mark.dali),
+]
 
 
 def ranks(rank: int = 0, world_size: int = 1) -> Ranks:
     return Ranks(rank, world_size, rank, world_size, torch.device("cpu"), 1)
 
 
+def section(folder: Path) -> DataSection:
+    return DataSection(path=folder, global_batch_size=24, num_workers=0)
+
+
 def training_plan(folder: Path, manifest: Manifest, rank: int = 0, world_size: int = 1) -> LoaderPlan:
-    data = DataSection(path=folder, global_batch_size=24, num_workers=0)
-    return LoaderPlan.training(folder, manifest, data, seed=5, ranks=ranks(rank, world_size))
+    return LoaderPlan.training(folder, manifest, section(folder), seed=5, ranks=ranks(rank, world_size))
 
 
 def test_order_is_a_permutation_of_seed_and_epoch() -> None:
@@ -202,7 +209,7 @@ def test_validation_loader_is_whole(prepared: tuple[Path, Manifest], backend: st
     seen: list[int] = []
     for rank in range(world_size):
         plan = LoaderPlan.validation(
-            folder, manifest, ValidationSection(batch_size=10), 0, ranks(rank, world_size)
+            folder, manifest, ValidationSection(batch_size=10), section(folder), ranks(rank, world_size)
         )
         loader = build_loader(backend, plan)
         for batch in loader.epoch(0, resolution=24):
@@ -225,9 +232,13 @@ def damaged(folder: Path, sample_id: int) -> tuple[Path, Manifest]:
 def test_damaged_sample_is_never_trained_on(copy_of_prepared: Callable[[], Path], backend: str) -> None:
     folder, manifest = damaged(copy_of_prepared(), 11)
     loader = build_loader(backend, training_plan(folder, manifest))
-    with pytest.raises(RuntimeError, match=r"sample 11 \(train/class_.*damaged"):
-        list(loader.epoch(1, resolution=32))  # epoch 1 of this seed contains sample 11
+    batches = list(loader.epoch(1, resolution=32))  # epoch 1 of this seed contains sample 11
     loader.close()
+    assert "CRC-32C differs" in loader.damaged[11] and len(loader.damaged) == 1
+    wanted, seen = epoch_order(5, 1, 160)[:144], torch.cat([batch.sample_ids for batch in batches]).numpy()
+    assert (seen != wanted).sum() == 1 and 11 not in seen and 11 in wanted
+    labels = load_index(folder, manifest, "train")["label"]
+    assert torch.cat([batch.labels for batch in batches]).tolist() == labels[seen].tolist()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -273,7 +284,7 @@ def test_stock_ffcv_reads_our_beton(prepared: tuple[Path, Manifest]) -> None:
     )
     images, labels = zip(*[(image.clone(), label.clone()) for image, label in stock], strict=True)
     assert torch.cat(labels).flatten().tolist() == load_index(folder, manifest, "val")["label"].tolist()
-    plan = LoaderPlan.validation(folder, manifest, ValidationSection(batch_size=43), 0, ranks())
+    plan = LoaderPlan.validation(folder, manifest, ValidationSection(batch_size=43), section(folder), ranks())
     loader = build_loader("ffcv", plan)
     (ours,) = loader.epoch(0, resolution=32)
     loader.close()
@@ -284,9 +295,15 @@ def test_auto_says_why_without_ffcv(monkeypatch: pytest.MonkeyPatch) -> None:
     import train.data.loaders as loaders
 
     monkeypatch.setattr(loaders, "_ffcv_fault", lambda: "FFCV is not installed")
-    assert choose_backend("auto", "ffcv") == ("reference", "FFCV is not installed")
-    with pytest.raises(ValueError, match=r"set data\.loader=reference"):
+    monkeypatch.setattr(loaders, "_dali_fault", lambda: None)
+    name, reason = choose_backend("auto", "ffcv")
+    assert name == "dali" and "FFCV is not installed" in reason
+    with pytest.raises(ValueError, match=r"set data\.loader=auto"):
         choose_backend("ffcv", "ffcv")
+    with pytest.raises(ValueError, match=r"does not read dali shards: .*one of dali, reference"):
+        choose_backend("ffcv", "dali")
+    monkeypatch.setattr(loaders, "_dali_fault", lambda: "DALI is not installed")
+    assert choose_backend("auto", "dali")[0] == "reference"
 
 
 def test_reference_workers_give_the_same_as_none(prepared: tuple[Path, Manifest]) -> None:

@@ -11,31 +11,30 @@ Example:
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from train.data.loaders.base import Loader, LoaderPlan
 
-__all__ = ["Loader", "LoaderPlan", "build_loader", "choose_backend"]
+__all__ = ["BACKENDS", "Loader", "LoaderPlan", "build_loader", "choose_backend"]
 
 
-def choose_backend(wanted: str, shard_format: str) -> tuple[str, str]:
-    """Resolve `data.loader` to a backend and the reason for it.
+@dataclass(frozen=True)
+class Backend:
+    """A way to decode; its module is imported when it is used.
 
-    Raises:
-        ValueError: the wanted backend is not installed, or cannot read this format.
+    Attributes:
+        module: below this package. loader: the class in it.
+        formats: of shards that it reads.
+        fault: why it cannot be used here, or None.
     """
-    if wanted == "reference":
-        return "reference", "asked for by the recipe"
-    fault = _ffcv_fault()
-    if wanted == "ffcv":
-        if fault:
-            raise ValueError(f"data.loader: ffcv cannot be used: {fault}; or set data.loader=reference")
-        return "ffcv", "asked for by the recipe"
-    if shard_format != "ffcv":
-        return "reference", f"the shards are {shard_format}"
-    if fault:
-        return "reference", fault
-    return "ffcv", "the fastest that is installed and reads these shards"
+
+    module: str
+    loader: str
+    formats: tuple[str, ...]
+    fault: Callable[[], str | None]
 
 
 def _ffcv_fault() -> str | None:
@@ -49,17 +48,59 @@ def _ffcv_fault() -> str | None:
     return None
 
 
+def _dali_fault() -> str | None:
+    if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None:
+        return 'DALI is not installed (pip install "imagenet-sprint[dali]")'
+    try:
+        importlib.import_module("nvidia.dali")
+    except Exception as error:
+        return f"DALI does not import ({error})"
+    return None
+
+
+# The fastest first: `auto` takes the first one that reads the shards and is there.
+BACKENDS = {
+    "ffcv": Backend("ffcv", "FfcvLoader", ("ffcv",), lambda: _ffcv_fault()),
+    "dali": Backend("dali", "DaliLoader", ("dali", "ffcv"), lambda: _dali_fault()),
+    "reference": Backend("reference", "ReferenceLoader", ("dali", "ffcv"), lambda: None),
+}
+
+
+def choose_backend(wanted: str, shard_format: str) -> tuple[str, str]:
+    """Resolve `data.loader` to a backend and the reason for it.
+
+    Raises:
+        ValueError: the wanted backend is not installed, or cannot read this format.
+    """
+    if wanted != "auto":
+        backend = BACKENDS[wanted]
+        if shard_format not in backend.formats:
+            able = ", ".join(name for name, other in BACKENDS.items() if shard_format in other.formats)
+            raise ValueError(
+                f"data.loader: {wanted} does not read {shard_format} shards: set data.loader to one of "
+                f"{able}, auto, or prepare the data set again with --format {backend.formats[0]}"
+            )
+        if fault := backend.fault():
+            raise ValueError(f"data.loader: {wanted} cannot be used: {fault}; or set data.loader=auto")
+        return wanted, "asked for by the recipe"
+    passed = []
+    for name, backend in BACKENDS.items():
+        if shard_format not in backend.formats:
+            passed.append(f"{name} does not read {shard_format} shards")
+        elif fault := backend.fault():
+            passed.append(fault)
+        else:
+            reason = f"the fastest that is here and reads {shard_format} shards"
+            return name, "; ".join([reason, *passed])
+    raise AssertionError("the reference loader reads everything")
+
+
 def build_loader(wanted: str, plan: LoaderPlan) -> Loader:
     """The loader of `data.loader` for one split.
 
     Raises:
         ValueError: as `choose_backend`; or the shards do not fit their manifest.
     """
-    backend, _ = choose_backend(wanted, plan.manifest.format)
-    if backend == "ffcv":
-        from train.data.loaders.ffcv import FfcvLoader
-
-        return FfcvLoader(plan)
-    from train.data.loaders.reference import ReferenceLoader
-
-    return ReferenceLoader(plan)
+    name, _ = choose_backend(wanted, plan.manifest.format)
+    module = importlib.import_module(f"train.data.loaders.{BACKENDS[name].module}")
+    return getattr(module, BACKENDS[name].loader)(plan)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,29 +14,31 @@ import numpy as np
 import torch
 
 from data_prep.manifest import Manifest, check_size, load_index, load_keys
-from data_prep.storage import crc32c
 from train.config import DataSection, ValidationSection
-from train.data.augment import center_crops, random_flips, random_resized_crops
+from train.data.augment import Augmentation
 from train.data.batch import Batch
 from train.data.order import epoch_order, rank_micro_batches, rank_validation_batches
+from train.data.samples import Damage, Request, SampleFetcher, SampleReader
 from train.distributed import Ranks
+
+DRAWN_AT_ONCE = 4096  # samples whose crops are drawn together
+MAX_REPORTS = 5
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is to be decoded for one batch.
+class Decoded:
+    """What a backend makes of a request.
 
     Attributes:
-        sample_ids: int64, shape (n,).
-        boxes: int32, shape (n, 4): top, left, height, width in pixels of the stored image.
-        flips: bool, shape (n,).
-        resolution: side of the result in pixels.
+        images: uint8, shape (n, resolution, resolution, 3).
+        sample_ids: int64, shape (n,): of the request, but for damaged samples (see `SampleFetcher`).
+        damaged, changed_shards: as in `Fetched`.
     """
 
+    images: torch.Tensor
     sample_ids: np.ndarray
-    boxes: np.ndarray
-    flips: np.ndarray
-    resolution: int
+    damaged: tuple[Damage, ...] = ()
+    changed_shards: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,17 +55,18 @@ class LoaderPlan:
     num_workers: int
     pin_memory: bool
     batch_size: int  # of this rank's batches
+    augmentation: Augmentation
     global_batch_size: int = 0  # training only
     grad_accum_steps: int = 1
-    crop_scale: tuple[float, float] = (1.0, 1.0)
-    crop_aspect: tuple[float, float] = (1.0, 1.0)
-    horizontal_flip: bool = False
-    crop_ratio: float = 1.0  # validation only
+    check_bytes: Literal["first_epoch", "every_epoch", "never"] = "first_epoch"
+    max_damaged_fraction: float = 0.001
+    timeout_seconds: float = 300.0
 
     @classmethod
     def training(
         cls, folder: Path, manifest: Manifest, data: DataSection, seed: int, ranks: Ranks
     ) -> LoaderPlan:
+        """The training split as a recipe's `data` section wants it."""
         return cls(
             folder=folder,
             manifest=manifest,
@@ -75,32 +80,47 @@ class LoaderPlan:
             batch_size=data.global_batch_size // (ranks.world_size * data.grad_accum_steps),
             global_batch_size=data.global_batch_size,
             grad_accum_steps=data.grad_accum_steps,
-            crop_scale=data.crop_scale,
-            crop_aspect=data.crop_aspect,
-            horizontal_flip=data.horizontal_flip,
+            augmentation=Augmentation(True, seed, data.crop_scale, data.crop_aspect, data.horizontal_flip),
+            check_bytes=data.check_bytes,
+            max_damaged_fraction=data.max_damaged_fraction,
+            timeout_seconds=data.timeout_seconds,
         )
 
     @classmethod
     def validation(
-        cls, folder: Path, manifest: Manifest, validation: ValidationSection, num_workers: int, ranks: Ranks
+        cls,
+        folder: Path,
+        manifest: Manifest,
+        validation: ValidationSection,
+        data: DataSection,
+        ranks: Ranks,
+        split: Literal["train", "val"] = "val",
     ) -> LoaderPlan:
+        """A split whole and in order, in centre crops."""
         return cls(
             folder=folder,
             manifest=manifest,
-            split="val",
+            split=split,
             is_training=False,
             seed=0,
             rank=ranks.rank,
             world_size=ranks.world_size,
-            num_workers=num_workers,
+            num_workers=ranks.num_cores if data.num_workers is None else data.num_workers,
             pin_memory=ranks.device.type == "cuda",
             batch_size=validation.batch_size,
-            crop_ratio=validation.crop_ratio,
+            augmentation=Augmentation(is_random=False, crop_ratio=validation.crop_ratio),
+            check_bytes=data.check_bytes,
+            max_damaged_fraction=data.max_damaged_fraction,
+            timeout_seconds=data.timeout_seconds,
         )
 
 
 class Loader(ABC):
     """Batches of one split for one rank.
+
+    Attributes:
+        damaged: the samples that this rank could not use so far, each with the reason. In training they were
+            replaced, in validation left out.
 
     Raises (on construction):
         ValueError: shards or index are missing or have not the size that the manifest says.
@@ -108,12 +128,17 @@ class Loader(ABC):
 
     def __init__(self, plan: LoaderPlan) -> None:
         self.plan = plan
-        self.index = load_index(plan.folder, plan.manifest, plan.split)
+        # In memory, not mapped: labels and places must not change when the file does.
+        self.index = np.array(load_index(plan.folder, plan.manifest, plan.split))
         self.shards = [plan.folder / shard.name for shard in plan.manifest.splits[plan.split].shards]
         for path, entry in zip(self.shards, plan.manifest.splits[plan.split].shards, strict=True):
             check_size(path, entry)
-        self._content = [np.memmap(path, np.uint8, "r") for path in self.shards]
-        self._intact = np.zeros(len(self.index), bool)
+        self.damaged: dict[int, str] = {}
+        self.reader = SampleReader(self.shards, self.index)
+        self.fetcher = SampleFetcher(self.reader, plan.augmentation)
+        self._checked = np.zeros(len(self.index), bool)  # whose bytes were compared with the index
+        self._changed_shards: set[int] = set()
+        self._keys: list[str] | None = None
 
     @property
     def num_samples(self) -> int:
@@ -123,73 +148,103 @@ class Loader(ABC):
     def epoch(self, epoch: int, start_sample: int = 0, *, resolution: int) -> Iterator[Batch]:
         """Yield this rank's batches of an epoch.
 
+        Left early, it frees what the epoch held; `close` frees the rest.
+
         Args:
             epoch: decides order, crops and flips; without effect on a validation split.
             start_sample: samples of this epoch that all ranks together have consumed; found in O(1).
             resolution: side of the images in pixels.
 
         Raises:
-            RuntimeError: the bytes of a sample are not those that were prepared.
+            RuntimeError: no batch came for `timeout_seconds`, or nothing intact could be read.
         """
-        requests = self._requests(epoch, start_sample, resolution)
-        for request, images in zip(requests, self._decode(requests, resolution), strict=True):
-            # Bytes are checked after they were decoded, while they are in the page cache, and once a run.
-            self._check_bytes(request.sample_ids)
-            labels = torch.from_numpy(self.index["label"][request.sample_ids].astype(np.int64))
-            yield Batch(images, labels, torch.from_numpy(request.sample_ids))
+        batches = self._batches(epoch, start_sample)
+        if not batches:
+            return
+        if self.plan.check_bytes == "every_epoch":
+            self._checked[:] = False
+        with contextlib.closing(self._decode(batches, self._requests(batches, epoch, resolution))) as decoded:
+            for item in decoded:
+                self._checked[item.sample_ids] = True
+                self._report(item)
+                if len(item.sample_ids):
+                    labels = torch.from_numpy(self.index["label"][item.sample_ids].astype(np.int64))
+                    yield Batch(item.images, labels, torch.from_numpy(item.sample_ids))
 
-    def _requests(self, epoch: int, start_sample: int, resolution: int) -> list[Request]:
+    def _batches(self, epoch: int, start_sample: int) -> list[np.ndarray]:
+        """Sample ids of this rank's batches."""
         plan = self.plan
         if not plan.is_training:
-            batches = rank_validation_batches(self.num_samples, plan.batch_size, plan.rank, plan.world_size)
-        else:
-            batches = rank_micro_batches(
-                epoch_order(plan.seed, epoch, self.num_samples),
-                start_sample,
-                plan.global_batch_size,
-                plan.grad_accum_steps,
-                plan.rank,
-                plan.world_size,
-            )
-        if not batches:
-            return []
-        ids = np.concatenate(batches)
-        boxes, flips = self._augmentation(epoch, ids)
-        ends = np.cumsum([len(batch) for batch in batches])[:-1]
-        parts = zip(batches, np.split(boxes, ends), np.split(flips, ends), strict=True)
-        return [Request(batch, box, flip, resolution) for batch, box, flip in parts]
-
-    def _augmentation(self, epoch: int, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        plan, widths, heights = self.plan, self.index["width"][ids], self.index["height"][ids]
-        if not plan.is_training:
-            return center_crops(widths, heights, plan.crop_ratio), np.zeros(len(ids), bool)
-        boxes = random_resized_crops(
-            plan.seed, epoch, ids, widths, heights, plan.crop_scale, plan.crop_aspect
+            return rank_validation_batches(self.num_samples, plan.batch_size, plan.rank, plan.world_size)
+        return rank_micro_batches(
+            epoch_order(plan.seed, epoch, self.num_samples),
+            start_sample,
+            plan.global_batch_size,
+            plan.grad_accum_steps,
+            plan.rank,
+            plan.world_size,
         )
-        flips = random_flips(plan.seed, epoch, ids) if plan.horizontal_flip else np.zeros(len(ids), bool)
-        return boxes, flips
 
-    def _check_bytes(self, sample_ids: np.ndarray) -> None:
-        for sample_id in sample_ids[~self._intact[sample_ids]]:
-            if crc32c(self.read_jpeg(sample_id)) != self.index["crc32c"][sample_id]:
-                key = load_keys(self.plan.folder, self.plan.manifest, self.plan.split)[sample_id]
-                shard = self.shards[self.index["shard"][sample_id]]
-                raise RuntimeError(
-                    f"sample {sample_id} ({key}) in {shard} is damaged: its bytes are not those that were "
-                    "prepared (CRC-32C differs); copy the data set again, or prepare it again"
-                )
-            self._intact[sample_id] = True
+    def _requests(self, batches: list[np.ndarray], epoch: int, resolution: int) -> Iterator[Request]:
+        """A request a batch, drawn some batches at a time: in numpy, small arrays cost most."""
+        num_batches = max(1, DRAWN_AT_ONCE // max(1, len(batches[0])))
+        for start in range(0, len(batches), num_batches):
+            some = batches[start : start + num_batches]
+            ids = np.concatenate(some)
+            boxes, flips = self.plan.augmentation.boxes_and_flips(
+                epoch, ids, self.index["width"][ids], self.index["height"][ids]
+            )
+            position = 0
+            for batch in some:
+                part = slice(position, position + len(batch))
+                position += len(batch)
+                unchecked = np.zeros(len(batch), bool)
+                if self.plan.check_bytes != "never":
+                    unchecked = ~self._checked[batch]
+                yield Request(epoch, batch, boxes[part], flips[part], unchecked, resolution)
 
-    def read_jpeg(self, sample_id: int) -> bytes:
-        """The stored bytes of one sample."""
-        row = self.index[sample_id]
-        offset = int(row["offset"])
-        return self._content[row["shard"]][offset : offset + int(row["length"])].tobytes()
+    def _report(self, item: Decoded) -> None:
+        """Count what was damaged; say the first ones, and which files changed."""
+        for sample_id, reason in item.damaged:
+            if sample_id in self.damaged:
+                continue
+            self.damaged[sample_id] = reason
+            if len(self.damaged) <= MAX_REPORTS:
+                instead = "another is taken in its place" if self.plan.is_training else "it is left out"
+                self._say(f"{self.describe(sample_id)} is damaged: {reason}; {instead}")
+            elif len(self.damaged) == MAX_REPORTS + 1:
+                self._say("more samples are damaged; they are counted, and listed in damaged.jsonl")
+        for shard in set(item.changed_shards) - self._changed_shards:
+            self._changed_shards.add(shard)
+            self._say(
+                f"{self.shards[shard]} was changed while this job is running: every sample of it is checked "
+                "from now on"
+            )
 
-    @abstractmethod
-    def _decode(self, requests: list[Request], resolution: int) -> Iterator[torch.Tensor]:
-        """Images of each request in order: uint8, shape (n, resolution, resolution, 3)."""
+    def _say(self, words: str) -> None:
+        print(f"rank {self.plan.rank}: {words}", file=sys.stderr, flush=True)
 
-    @abstractmethod
+    def describe(self, sample_id: int) -> str:
+        """`sample 17 (train/n01440764/a.JPEG) in data/train.beton`."""
+        if self._keys is None:
+            self._keys = load_keys(self.plan.folder, self.plan.manifest, self.plan.split)
+        shard = self.shards[self.index["shard"][sample_id]]
+        return f"sample {sample_id} ({self._keys[sample_id]}) in {shard}"
+
+    def where(self, doing: str) -> str:
+        """What a watchdog says: the sample that is being read, or else what the backend does."""
+        position = self.reader.position
+        return doing if position < 0 else f"reading {self.describe(position)}"
+
     def close(self) -> None:
-        """Free threads, processes and maps; may be called twice."""
+        """Free threads, processes and files; may be called twice."""
+        self.reader.close()
+
+    @abstractmethod
+    def _decode(self, batches: list[np.ndarray], requests: Iterator[Request]) -> Generator[Decoded]:
+        """A result for each of the requests, in their order.
+
+        Args:
+            batches: the ids that the requests will ask for, known beforehand.
+            requests: taken one after the other, from any one thread.
+        """

@@ -1,96 +1,115 @@
 """FFCV 1.0.2 on our `.beton`, with our order and our crops.
 
-FFCV's decoder draws its crops from an unseeded generator. Its decode loop sees sample ids, though, so an
-operation of our own takes box and flip of each sample from a table that is filled before every epoch.
+FFCV's own crops come from an unseeded generator, and its decoders neither check bytes nor look at the
+decoder's return code. So the order is ours (a `TraversalOrder`), and so is the operation that decodes: FFCV's
+thread calls it with the ids of a batch, it reads and checks their bytes, and has them decoded, cropped,
+resized and mirrored in compiled threads by FFCV's own functions.
 
-What FFCV cannot give: it ignores decode errors (bytes are checked by CRC-32C instead, see base.py).
+Memory: one decoded image a thread, whatever the batch (FFCV's decoders keep one a sample and batch ahead).
 Interpolation: OpenCV's INTER_AREA (a box filter when reducing), and libjpeg's fast DCT.
+Another resolution needs no compilation, only other memory.
 """
 
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numba
 import numpy as np
 import torch
 from ffcv.fields.rgb_image import SimpleRGBImageDecoder
-from ffcv.libffcv import imdecode, resize_crop
+from ffcv.libffcv import ctypes_imdecode, resize_crop
 from ffcv.loader import Loader as StockLoader
-from ffcv.loader import OrderOption
-from ffcv.loader.epoch_iterator import EpochIterator
-from ffcv.pipeline.allocation_query import AllocationQuery
-from ffcv.pipeline.compiler import Compiler
+from ffcv.pipeline.operation import Operation
+from ffcv.pipeline.pipeline_spec import PipelineSpec
 from ffcv.pipeline.state import State
-from ffcv.utils import cast_int_to_byte_ptr
+from ffcv.traversal_order.base import TraversalOrder
 
 from data_prep.storage import LocalFolder
 from data_prep.verify import beton_fault
-from train.data.loaders.base import Loader, LoaderPlan, Request
+from train.data.loaders.base import Decoded, Loader, LoaderPlan, Request
+from train.data.loaders.waiting import Prefetch, Watchdog
+from train.data.samples import Fetched, SampleFetcher
 
-POLL_SECONDS = 2.0
-JOIN_SECONDS = 30.0
-BATCHES_AHEAD = 3
+BATCHES_AHEAD = 2
+FETCHED_AHEAD = 2  # batches whose bytes wait for a decoder
 
 
 class FfcvLoader(Loader):
-    """Decode in FFCV's compiled loop, in a thread of this process."""
+    """Decode in FFCV's thread and its compiled loop, in this process."""
 
     def __init__(self, plan: LoaderPlan) -> None:
         super().__init__(plan)
         if fault := beton_fault(LocalFolder(self.shards[0].parent), self.shards[0].name, self.index):
             raise ValueError(fault)
-        # Box and flip of every sample; only the rows of the current epoch and rank are up to date.
-        self._table = np.zeros((self.num_samples, 5), np.int32)
-        self._decoder = _CropResizeFlip(self._table)
+        self._order = _GivenOrder()
+        self._operation: _DecodeCropResizeFlip | None = None
         self._stock: StockLoader | None = None
-        self._iterator: EpochIterator | None = None
+        self._iterator: Any = None  # FFCV's EpochIterator, a thread
+        self._watchdog = Watchdog(plan.timeout_seconds, self._where)
 
-    def _decode(self, requests: list[Request], resolution: int) -> Iterator[torch.Tensor]:
+    def _decode(self, batches: list[np.ndarray], requests: Iterator[Request]) -> Generator[Decoded]:
         self._end_iterator()
-        if not requests:
-            return
-        for request in requests:
-            self._table[request.sample_ids, :4] = request.boxes
-            self._table[request.sample_ids, 4] = request.flips
-        stock = self._prepare_stock(resolution)
-        order = np.concatenate([request.sample_ids for request in requests]).astype(np.uint64)
-        # Not iter(stock): its length is fixed by the first epoch, which is a short one after a resume.
-        self._iterator = iterator = EpochIterator(stock, order)
+        operation, stock = self._prepare()
+        fetched = Prefetch(self.fetcher.fetch_all(requests), FETCHED_AHEAD, "read samples")
+        operation.begin_epoch(fetched)
+        self._order.sample_ids = np.concatenate(batches).astype(np.uint64)
+        # FFCV takes the length of all epochs from the first, which is a short one after a resume.
+        stock.first_traversal_order = self._order.sample_ids
         try:
-            for _ in requests:
-                # The thread reuses its buffers, so a batch is copied out.
-                images = torch.from_numpy(_next_batch(iterator)).clone()
-                yield images.pin_memory() if self.plan.pin_memory else images
+            num_threads = torch.get_num_threads()
+            self._iterator = iter(stock)
+            torch.set_num_threads(num_threads)  # FFCV sets torch's number of threads to its own
+            for _ in batches:
+                yield self._watchdog.get(self._poll)
         finally:
+            fetched.close()
             self._end_iterator()
 
-    def _prepare_stock(self, resolution: int) -> StockLoader:
-        """FFCV's loader, compiled for `resolution`."""
-        num_threads = torch.get_num_threads()
-        if self._stock is None:
-            self._decoder.resolution = resolution
+    def _prepare(self) -> tuple[_DecodeCropResizeFlip, StockLoader]:
+        """FFCV's loader and our operation in it, built before the first epoch."""
+        if self._stock is None or self._operation is None:
+            num_workers = max(1, self.plan.num_workers)  # FFCV takes 0 for "all cores"
+            num_threads = torch.get_num_threads()
+            self._operation = _DecodeCropResizeFlip(self.fetcher, num_workers, self.plan.pin_memory)
+            decoded = PipelineSpec("image", decoder=_TakeIds(), transforms=[self._operation])
             self._stock = StockLoader(
                 str(self.shards[0]),
                 batch_size=self.plan.batch_size,
-                num_workers=max(1, self.plan.num_workers),  # FFCV takes 0 for "all cores"
+                num_workers=num_workers,
                 os_cache=True,
-                order=OrderOption.SEQUENTIAL,  # unused: the real order goes to EpochIterator
+                order=self._order,
                 drop_last=False,
                 batches_ahead=BATCHES_AHEAD,
-                pipelines={"image": [self._decoder], "label": None},
+                pipelines={"image": decoded, "label": None},
             )
-        elif self._decoder.resolution != resolution:
-            self._decoder.resolution = resolution
-            self._stock.generate_code()
-        # FFCV sets torch's number of threads to its own.
-        torch.set_num_threads(num_threads)
-        return self._stock
+            self._stock.memory_manager = _NoStorage()
+            torch.set_num_threads(num_threads)
+        return self._operation, self._stock
+
+    def _poll(self, seconds: float) -> Decoded:
+        """FFCV's `__next__`, which would wait for ever for a thread that has died."""
+        assert self._iterator is not None and self._operation is not None
+        try:
+            result = self._iterator.output_queue.get(timeout=seconds)
+        except queue.Empty:
+            if self._iterator.is_alive():
+                raise
+            raise RuntimeError("FFCV's loading thread has died: its own message stands above") from None
+        if result is None:  # the operation ends the epoch where it fails
+            raise self._operation.error or RuntimeError("FFCV's epoch ended before its last batch")
+        _, (decoded,) = result
+        return decoded
+
+    def _where(self) -> str:
+        doing = "starting" if self._operation is None else self._operation.doing
+        return self.where(doing)
 
     def _end_iterator(self) -> None:
-        """Stop FFCV's thread; left alone it would block on a full queue for ever."""
+        """End FFCV's thread: leaving an epoch early would otherwise leak it."""
         iterator, self._iterator = self._iterator, None
         if iterator is None:
             return
@@ -103,73 +122,157 @@ class FfcvLoader(Loader):
 
     def close(self) -> None:
         self._end_iterator()
-        self._stock = None
+        self._stock = self._operation = None
+        super().close()
 
 
-def _next_batch(iterator: EpochIterator) -> np.ndarray:
-    """The next batch, or an error where the thread has died (FFCV itself would wait for ever)."""
-    while True:
-        try:
-            result = iterator.output_queue.get(timeout=POLL_SECONDS)
-            break
-        except queue.Empty:
-            if not iterator.is_alive():
-                raise RuntimeError("FFCV's loading thread has died: its own message stands above") from None
-    if result is None:
-        raise RuntimeError("FFCV's epoch ended before its last batch")
-    _, (images,) = result
-    return images
+class _GivenOrder(TraversalOrder):
+    """The order that it is given before an epoch."""
+
+    def __init__(self) -> None:
+        self.sample_ids = np.zeros(0, np.uint64)
+
+    def __call__(self, _loader: StockLoader) -> _GivenOrder:
+        return self  # FFCV calls what it is given, as if it were a class
+
+    def sample_order(self, epoch: int) -> np.ndarray:
+        return self.sample_ids
 
 
-class _CropResizeFlip(SimpleRGBImageDecoder):
-    """JPEG → crop → resize → perhaps mirror, all taken from a table by sample id."""
+class _NoStorage:
+    """In place of FFCV's map of the file: bytes are read by `SampleReader`."""
 
-    def __init__(self, table: np.ndarray) -> None:
-        super().__init__()
-        self.table = table  # kept alive here: the compiled code knows its address only
-        self.resolution = 0
+    state = ()
 
-    def declare_state_and_memory(
-        self, previous_state: State
-    ) -> tuple[State, tuple[AllocationQuery, AllocationQuery]]:
-        widths, heights = self.metadata["width"], self.metadata["height"]
-        most = 3 * int((widths.astype(np.int64) * heights.astype(np.int64)).max())
-        shape = (self.resolution, self.resolution, 3)
-        dtype = np.dtype("u1")
-        state = replace(previous_state, jit_mode=True, shape=shape, dtype=dtype)
-        return state, (AllocationQuery(shape, dtype), AllocationQuery((most,), dtype))
+    def schedule_epoch(self, _batches: list[np.ndarray]) -> _NoStorage:
+        return self
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_error: object) -> None:
+        pass
+
+    def start_batch(self, _batch: int) -> None:
+        pass
+
+
+class _TakeIds(SimpleRGBImageDecoder):
+    """Stands where FFCV wants a compiled decoder: hands on the ids of the batch."""
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, None]:
+        return replace(previous_state, jit_mode=True, shape=(), dtype=np.dtype("<u8")), None
 
     def generate_code(self) -> Callable:
-        read = self.memory_read
-        decode_jpeg, crop_resize = Compiler.compile(imdecode), Compiler.compile(resize_crop)
-        loop = Compiler.get_iterator()
-        address, num_bytes = self.table.ctypes.data, self.table.nbytes
+        def take_ids(batch_indices, _memory, _metadata, _storage_state):
+            return batch_indices
 
-        def decode(batch_indices, storage, metadata, storage_state):
-            destination, scratch = storage
-            table = numba.carray(cast_int_to_byte_ptr(address), (num_bytes,)).view(np.int32)
-            for position in loop(len(batch_indices)):
-                sample_id = batch_indices[position]
-                field = metadata[sample_id]
-                height, width = np.uint32(field["height"]), np.uint32(field["width"])
-                jpeg = read(field["data_ptr"], storage_state)
-                pixels = scratch[position]
-                decode_jpeg(jpeg, pixels, height, width, height, width, 0, 0, 1, 1, False, False)
-                pixels = pixels[: 3 * height * width].reshape(height, width, 3)
-                row = np.int64(sample_id) * 5
-                top, left = table[row], table[row + 1]
-                bottom, right = top + table[row + 2], left + table[row + 3]
-                crop_resize(pixels, top, bottom, left, right, destination[position])
-                if table[row + 4]:
-                    image = destination[position]
-                    side = image.shape[1]
-                    for y in range(image.shape[0]):
-                        for x in range(side // 2):
-                            for channel in range(3):
-                                value = image[y, x, channel]
-                                image[y, x, channel] = image[y, side - 1 - x, channel]
-                                image[y, side - 1 - x, channel] = value
-            return destination[: len(batch_indices)]
+        return take_ids
 
-        decode.is_parallel = True  # type: ignore[attr-defined]
+
+class _DecodeCropResizeFlip(Operation):
+    """Ids → intact bytes → decode → crop → resize → perhaps mirror."""
+
+    def __init__(self, fetcher: SampleFetcher, num_threads: int, pin_memory: bool) -> None:
+        super().__init__()
+        self.doing = "starting"
+        self.error: BaseException | None = None
+        self._fetcher = fetcher
+        self._fetched: Prefetch[Fetched] | None = None
+        self._pin_memory = pin_memory
+        index = fetcher.reader.index
+        largest = 3 * int((index["width"].astype(np.int64) * index["height"]).max())
+        self._scratch = np.empty((num_threads, largest), np.uint8)
+
+    def begin_epoch(self, fetched: Prefetch[Fetched]) -> None:
+        self._fetched, self.error = fetched, None
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, None]:
+        return replace(previous_state, jit_mode=False), None
+
+    def generate_code(self) -> Callable:
+        def decode(_ids: np.ndarray, _memory: None) -> Decoded:
+            try:
+                return self._decode_next()
+            except BaseException as error:
+                self.error = error
+                # FFCV's thread takes this for the end of the epoch; any other error would kill it silently.
+                raise StopIteration from error
+
         return decode
+
+    def _decode_next(self) -> Decoded:
+        self.doing = "waiting for bytes"
+        assert self._fetched is not None
+        fetched = self._fetched.take()
+        if fetched is None:
+            raise RuntimeError("there are fewer requests than batches")
+        self.doing = f"decoding samples {fetched.request.sample_ids[:3].tolist()} …"
+        images, statuses = self._decode_fetched(fetched)
+        while statuses.any():
+            # Only where checksums are not compared: what was prepared does decode.
+            fetched = self._fetcher.mend(
+                fetched, dict.fromkeys(np.flatnonzero(statuses), "it does not decode")
+            )
+            images, statuses = self._decode_fetched(fetched)
+        self.doing = "waiting for somebody to take a batch"
+        return Decoded(images, fetched.request.sample_ids, fetched.damaged, fetched.changed_shards)
+
+    def _decode_fetched(self, fetched: Fetched) -> tuple[torch.Tensor, np.ndarray]:
+        request, index = fetched.request, self._fetcher.reader.index
+        side = request.resolution
+        shape = (len(fetched.jpegs), side, side, 3)
+        images = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin_memory)
+        lengths = np.array([len(jpeg) for jpeg in fetched.jpegs], np.int64)
+        statuses = decode_crop_resize_flip(
+            np.frombuffer(b"".join(fetched.jpegs), np.uint8),
+            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            index["width"][request.sample_ids].astype(np.int64),
+            index["height"][request.sample_ids].astype(np.int64),
+            request.boxes,
+            request.flips,
+            self._scratch,
+            images.numpy(),
+        )
+        return images, statuses
+
+
+@numba.njit(nogil=True, parallel=True, error_model="numpy")
+def decode_crop_resize_flip(jpegs, bounds, widths, heights, boxes, flips, scratch, images):
+    """Decode the JPEGs that lie one after the other in `jpegs`, each between two of `bounds`.
+
+    Returns:
+        int64, shape (n,): 0 where an image was decoded.
+    """
+    statuses = np.zeros(len(images), np.int64)
+    for position in numba.prange(len(images)):
+        height, width = heights[position], widths[position]
+        jpeg = jpegs[bounds[position] : bounds[position + 1]]
+        pixels = scratch[numba.get_thread_id()][: 3 * height * width]
+        address = pixels.ctypes.data
+        statuses[position] = ctypes_imdecode(
+            jpeg.ctypes.data, jpeg.size, height, width, address, height, width, 0, 0, 1, 1, False, False
+        )
+        if statuses[position] == 0:
+            top, left = boxes[position, 0], boxes[position, 1]
+            bottom, right = top + boxes[position, 2], left + boxes[position, 3]
+            image = images[position]
+            resize(pixels.reshape(height, width, 3), top, bottom, left, right, image)
+            if flips[position]:
+                mirror(image)
+    return statuses
+
+
+resize = numba.njit(nogil=True)(resize_crop)
+
+
+@numba.njit(nogil=True)
+def mirror(image):
+    """Mirror from left to right, in place."""
+    side = image.shape[1]
+    for y in range(image.shape[0]):
+        for x in range(side // 2):
+            for channel in range(3):
+                value = image[y, x, channel]
+                image[y, x, channel] = image[y, side - 1 - x, channel]
+                image[y, side - 1 - x, channel] = value

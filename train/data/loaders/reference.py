@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import queue
+import signal
+from collections.abc import Generator, Iterator
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,82 +14,187 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional
 
-from train.data.loaders.base import Loader, LoaderPlan, Request
+from train.data.loaders.base import Decoded, Loader, LoaderPlan, Request
+from train.data.loaders.waiting import POLL_SECONDS, Prefetch, Watchdog
 from train.data.resize import resize_area
+from train.data.samples import Fetched, SampleFetcher
+
+DECODING = -1  # where a worker is; else the sample that it reads
+TIMED_OUT = "timed out after"
 
 
 class ReferenceLoader(Loader):
-    """Decode in worker processes (or in this one, with `num_workers` 0)."""
+    """Decode in worker processes, or in a thread of this one with `num_workers` 0."""
 
     def __init__(self, plan: LoaderPlan) -> None:
         super().__init__(plan)
         self._sampler = _RequestSampler()
-        paths = [str(path) for path in self.shards]
-        self._loader: DataLoader | None = DataLoader(
-            _JpegDataset(paths, self.index),
+        self._positions = torch.full((max(1, plan.num_workers),), DECODING).share_memory_()
+        self._data = _JpegDataset(self.fetcher, self._positions)
+        self._loader: DataLoader | None = None
+        self._iterator: Any = None
+        self._watchdog = Watchdog(plan.timeout_seconds, self._where)
+
+    def _decode(self, batches: list[np.ndarray], requests: Iterator[Request]) -> Generator[Decoded]:
+        if self.plan.num_workers == 0:
+            yield from self._decode_here(requests)
+            return
+        if self._loader is None:
+            self._loader = self._build_loader()
+        self._sampler.requests, self._sampler.num_requests = requests, len(batches)
+        self._iterator = iter(self._loader)
+        finished = False
+        try:
+            for _ in batches:
+                yield self._watchdog.get(self._poll)
+            finished = True
+        finally:
+            if not finished:  # workers that are busy with an epoch nobody wants are of no use
+                self._end_workers()
+
+    def _decode_here(self, requests: Iterator[Request]) -> Generator[Decoded]:
+        decoded = (self._data[request] for request in requests)
+        thread = Prefetch(decoded, 1, "reference loader")
+        watchdog = Watchdog(self.plan.timeout_seconds, lambda: self.where("decoding"))
+        try:
+            while (item := watchdog.get(thread.poll)) is not None:
+                yield item if not self.plan.pin_memory else _pinned(item)
+        finally:
+            thread.close()
+
+    def _build_loader(self) -> DataLoader:
+        return DataLoader(
+            self._data,
             batch_size=None,  # a request is a whole batch
             sampler=self._sampler,
-            num_workers=plan.num_workers,
-            persistent_workers=plan.num_workers > 0,
-            prefetch_factor=2 if plan.num_workers else None,
-            pin_memory=plan.pin_memory,
+            num_workers=self.plan.num_workers,
+            persistent_workers=True,
+            prefetch_factor=2,
+            timeout=POLL_SECONDS,
+            worker_init_fn=_ignore_signals,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]
         )
 
-    def _decode(self, requests: list[Request], resolution: int) -> Iterator[torch.Tensor]:
-        if self._loader is None:
-            raise RuntimeError("this loader is closed")
-        self._sampler.requests = requests
-        batches = iter(self._loader)
-        for request in requests:
-            try:
-                images = next(batches)
-            except RuntimeError:
-                # Most likely damaged bytes: say which sample, rather than what the decoder made of it.
-                self._intact[request.sample_ids] = False
-                self._check_bytes(request.sample_ids)
-                raise
-            yield images
+    def _poll(self, seconds: float) -> Decoded:
+        try:
+            item = next(self._iterator)
+        except RuntimeError as error:
+            if TIMED_OUT in str(error):  # the DataLoader's own words; it may be asked again
+                raise queue.Empty from None
+            raise
+        return _pinned(item) if self.plan.pin_memory else item
+
+    def _where(self) -> str:
+        places = []
+        for worker, process in enumerate(self._workers()):
+            position = int(self._positions[worker])
+            doing = "decoding" if position == DECODING else f"reading {self.describe(position)}"
+            places.append(f"{doing} in process {process.pid}")
+        return "; ".join(places) or "starting its workers"
+
+    def _workers(self) -> list[BaseProcess]:
+        return list(getattr(self._iterator, "_workers", []))
+
+    def _end_workers(self) -> None:
+        """End the workers; a stopped one would keep this process from ending."""
+        workers = self._workers()
+        for worker in workers:
+            if worker.is_alive() and _is_stopped(worker.pid):
+                worker.kill()
+        if self._iterator is not None:
+            self._iterator._shutdown_workers()
+        for worker in workers:
+            if worker.is_alive():
+                worker.kill()
+                worker.join()
+        self._iterator = self._loader = None
 
     def close(self) -> None:
-        self._loader = None  # its workers end with it
+        self._end_workers()
+        super().close()
+
+
+def _is_stopped(pid: int | None) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123
+            return file.read().rpartition(")")[2].split()[0] in "Tt"
+    except OSError:
+        return False
+
+
+def _ignore_signals(_worker: int) -> None:
+    # A signal to all processes of a job is for the rank: it saves, and needs its workers until then.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _as_it_is(item: Decoded) -> Decoded:
+    return item
+
+
+def _pinned(item: Decoded) -> Decoded:
+    return Decoded(item.images.pin_memory(), item.sample_ids, item.damaged, item.changed_shards)
 
 
 class _RequestSampler(Sampler[Request]):
     """Hands the current epoch's requests to the workers, which keep no state of their own."""
 
     def __init__(self) -> None:
-        self.requests: Sequence[Request] = []
+        self.requests: Iterator[Request] = iter(())
+        self.num_requests = 0
 
     def __iter__(self) -> Iterator[Request]:
-        return iter(self.requests)
+        return self.requests
 
     def __len__(self) -> int:
-        return len(self.requests)
+        return self.num_requests
 
 
 class _JpegDataset(Dataset):
-    def __init__(self, paths: list[str], index: np.ndarray) -> None:
-        self._paths = paths
-        self._index = index
-        self._content: list[np.memmap] | None = None
+    def __init__(self, fetcher: SampleFetcher, positions: torch.Tensor) -> None:
+        self._fetcher = fetcher
+        self._positions = positions
 
-    def __getitem__(self, request: Request) -> torch.Tensor:
-        if self._content is None:
-            # Mapped in the worker itself; all ranks and workers share the page cache.
-            self._content = [np.memmap(path, np.uint8, "r") for path in self._paths]
-        side = request.resolution
-        images = torch.empty((len(request.sample_ids), side, side, 3), dtype=torch.uint8)
-        for image, sample_id, box, flip in zip(
-            images, request.sample_ids, request.boxes, request.flips, strict=True
-        ):
-            row = self._index[sample_id]
-            offset = int(row["offset"])
-            stored = self._content[row["shard"]][offset : offset + int(row["length"])]
-            pixels = decode_jpeg(torch.from_numpy(np.array(stored)), ImageReadMode.RGB)
-            top, left, height, width = box.tolist()
-            crop = functional.crop(pixels, top, left, height, width)
-            resized = resize_area(crop.permute(1, 2, 0), side)
-            image.copy_(
-                functional.horizontal_flip(resized.permute(2, 0, 1)).permute(1, 2, 0) if flip else resized
-            )
-        return images
+    def __getitem__(self, request: Request) -> Decoded:
+        self._watch()
+        fetched = self._fetcher.fetch(request)
+        pixels = [_pixels(jpeg) for jpeg in fetched.jpegs]
+        while faults := {n: "it does not decode" for n, image in enumerate(pixels) if image is None}:
+            # Only where checksums are not compared: what was prepared does decode.
+            fetched = self._fetcher.mend(fetched, faults)
+            pixels = [_pixels(jpeg) for jpeg in fetched.jpegs]
+        return Decoded(
+            _crop_resize_flip(pixels, fetched),
+            fetched.request.sample_ids,
+            fetched.damaged,
+            fetched.changed_shards,
+        )
+
+    def _watch(self) -> None:
+        """In a worker, write where it is to memory that the rank sees."""
+        info = torch.utils.data.get_worker_info()
+        if info is not None:
+            self._fetcher.reader.report_to(self._positions.numpy()[info.id : info.id + 1])
+
+
+def _pixels(jpeg: bytes) -> torch.Tensor | None:
+    """uint8, shape (3, height, width), or None."""
+    try:
+        return decode_jpeg(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8), ImageReadMode.RGB)
+    except RuntimeError:
+        return None
+
+
+def _crop_resize_flip(pixels: list[torch.Tensor | None], fetched: Fetched) -> torch.Tensor:
+    request = fetched.request
+    side = request.resolution
+    images = torch.empty((len(pixels), side, side, 3), dtype=torch.uint8)
+    for image, whole, box, flip in zip(images, pixels, request.boxes, request.flips, strict=True):
+        assert whole is not None
+        top, left, height, width = box.tolist()
+        crop = functional.crop(whole, top, left, height, width)
+        resized = resize_area(crop.permute(1, 2, 0), side)
+        image.copy_(
+            functional.horizontal_flip(resized.permute(2, 0, 1)).permute(1, 2, 0) if flip else resized
+        )
+    return images

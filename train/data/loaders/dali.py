@@ -1,0 +1,160 @@
+"""NVIDIA DALI, fed with our bytes in our order: on the CPU, or with CUDA the decoding on the GPU ("mixed").
+
+DALI's own readers shuffle within a window, cannot be taken up in the middle of an epoch, and abort where a
+file does not decode. So a batch's bytes, crop boxes and flips come from here, checked, and DALI decodes
+(only the rows and columns that the crop needs), resizes and mirrors. It reads both shard formats.
+
+What DALI cannot give: area interpolation. Its triangular filter, with antialiasing, stands in its place, so
+images differ a little from those of the other backends (benchmarks/RESULTS.md says how much that matters).
+Another resolution is another number that is fed: nothing is built again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterator
+
+import numpy as np
+import torch
+from nvidia.dali import fn
+from nvidia.dali.pipeline import Pipeline
+from nvidia.dali.types import FLOAT, INT32, INTERP_LINEAR, RGB, UINT8  # type: ignore[attr-defined]
+from torchvision.io import decode_jpeg
+
+from train.data.loaders.base import Decoded, Loader, LoaderPlan, Request
+from train.data.loaders.waiting import Prefetch, Watchdog
+from train.data.samples import Fetched
+
+BATCHES_AHEAD = 2  # in DALI's own queue
+DECODED_AHEAD = 1
+FETCHED_AHEAD = 2
+
+
+class DaliLoader(Loader):
+    """Decode in DALI's threads, driven by a thread of this process."""
+
+    def __init__(self, plan: LoaderPlan) -> None:
+        super().__init__(plan)
+        self._device_id = torch.cuda.current_device() if plan.pin_memory else None
+        self._pipeline: Pipeline | None = None
+        self._fetched: Prefetch[Fetched]
+        self._in_flight: deque[Fetched] = deque()  # fed, and not out yet
+        self._again: deque[Fetched] = deque()  # to be fed once more, after an error
+        self._doing = "starting"
+        self._watchdog = Watchdog(plan.timeout_seconds, lambda: self.where(self._doing))
+
+    def _decode(self, batches: list[np.ndarray], requests: Iterator[Request]) -> Generator[Decoded]:
+        self._fetched = Prefetch(self.fetcher.fetch_all(requests), FETCHED_AHEAD, "read samples")
+        self._in_flight.clear()
+        decoded = Prefetch(self._run(), DECODED_AHEAD, "run DALI")
+        finished = False
+        try:
+            while (item := self._watchdog.get(decoded.poll)) is not None:
+                yield item
+            finished = True
+        finally:
+            self._fetched.close()
+            decoded.close()
+            if not finished:
+                self._pipeline = None  # batches that nobody wants are still in it
+
+    def _run(self) -> Iterator[Decoded]:
+        """Results in the order of the requests; some more are in DALI's queue."""
+        if self._pipeline is None:
+            self._pipeline = self._build_pipeline()
+        while True:
+            self._doing = "decoding"
+            try:
+                (images,) = self._pipeline.run()
+            except StopIteration:
+                yield from self._left_out()
+                self._pipeline.reset()
+                return
+            except RuntimeError as error:
+                self._mend(error)
+                continue
+            yield from self._left_out()
+            item = self._in_flight.popleft()
+            self._doing = "waiting for somebody to take a batch"
+            yield _decoded(torch.from_dlpack(images.as_tensor()), item)
+
+    def _feed(self) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
+        """What DALI asks for before it starts a batch; StopIteration at the end of the epoch."""
+        item = self._again.popleft() if self._again else self._fetched.take()
+        if item is None:
+            raise StopIteration
+        self._in_flight.append(item)
+        if not item.jpegs:
+            return self._feed()
+        request = item.request
+        sizes = np.full((len(item.jpegs), 2), request.resolution, np.float32)
+        sizes[request.flips, 1] *= -1  # a negative width mirrors
+        jpegs = [np.frombuffer(jpeg, np.uint8) for jpeg in item.jpegs]
+        boxes = np.ascontiguousarray(request.boxes)
+        return jpegs, boxes[:, :2].copy(), boxes[:, 2:].copy(), sizes
+
+    def _left_out(self) -> Iterator[Decoded]:
+        """Batches at the head that were never fed: all of a validation batch was damaged."""
+        while self._in_flight and not self._in_flight[0].jpegs:
+            item = self._in_flight.popleft()
+            side = item.request.resolution
+            yield _decoded(torch.empty((0, side, side, 3), dtype=torch.uint8), item)
+
+    def _mend(self, error: RuntimeError) -> None:
+        """After an error DALI's pipeline is of no use: mend the batch, and feed a new one."""
+        self._again.extendleft(reversed(self._in_flight))
+        self._in_flight.clear()
+        for position, item in enumerate(self._again):
+            faults = {n: "it does not decode" for n, jpeg in enumerate(item.jpegs) if not _decodes(jpeg)}
+            if faults:
+                self._again[position] = self.fetcher.mend(item, faults)
+                self._pipeline = self._build_pipeline()
+                return
+        raise RuntimeError(f"DALI failed: {str(error).strip().splitlines()[-1]}") from error
+
+    def _build_pipeline(self) -> Pipeline:
+        pipeline = Pipeline(
+            batch_size=self.plan.batch_size,
+            num_threads=max(1, self.plan.num_workers),
+            device_id=self._device_id,
+            prefetch_queue_depth=BATCHES_AHEAD,
+            set_affinity=False,
+        )
+        on_cpu = self._device_id is None
+        with pipeline:
+            jpegs, starts, shapes, sizes = fn.external_source(
+                source=self._feed,
+                num_outputs=4,
+                batch=True,
+                dtype=[UINT8, INT32, INT32, FLOAT],
+                ndim=[1, 1, 1, 1],
+            )
+            crops = fn.decoders.image_slice(
+                jpegs,
+                start=starts,
+                shape=shapes,
+                axes=[0, 1],
+                device="cpu" if on_cpu else "mixed",
+                output_type=RGB,
+                adjust_orientation=False,  # of an EXIF tag, which no other backend looks at
+            )
+            images = fn.resize(crops, size=sizes, interp_type=INTERP_LINEAR, antialias=True)
+            pipeline.set_outputs(images)
+        pipeline.build()
+        return pipeline
+
+    def close(self) -> None:
+        self._pipeline = None
+        super().close()
+
+
+def _decoded(images: torch.Tensor, item: Fetched) -> Decoded:
+    return Decoded(images, item.request.sample_ids, item.damaged, item.changed_shards)
+
+
+def _decodes(jpeg: bytes) -> bool:
+    try:
+        decode_jpeg(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8))
+    except RuntimeError:
+        return False
+    return True
