@@ -12,6 +12,7 @@ Example:
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import sys
 import time
@@ -51,17 +52,29 @@ class CopyResult:
     seconds: float
 
 
-def copy_data_set(source: str, target: str, num_connections: int = 16, progress: bool = True) -> CopyResult:
+def copy_data_set(
+    source: str,
+    target: str,
+    num_connections: int = 16,
+    progress: bool = True,
+    manifest_sha256: str | None = None,
+) -> CopyResult:
     """Copy the data set at `source` to `target` (paths or `s3://bucket/prefix`).
 
+    Args:
+        manifest_sha256: 64 hexadecimal digits; a source whose manifest has others is refused. None: any.
+
     Raises:
-        ValueError: no data set there, another one in the target, or a damaged source file.
+        ValueError: no data set there, not the wanted version, another one in the target, or a damaged source
+            file.
         RuntimeError: the disk is full, S3 fails for good, or another process writes to the target.
     """
     began = time.monotonic()
     source_folder, target_folder = open_folder(source), open_folder(target)
-    manifest = load_manifest(source_folder)
-    small = {MANIFEST_NAME: _read_surely(source_folder, MANIFEST_NAME)}
+    manifest, content = read_manifest(source_folder)
+    if manifest_sha256 not in (None, hashlib.sha256(content).hexdigest()):
+        raise ValueError(f"{source_folder.location} was prepared anew meanwhile: run the same command again")
+    small = {MANIFEST_NAME: content}
     if manifest.quarantine is None and source_folder.info(QUARANTINE_NAME) is not None:
         small = {QUARANTINE_NAME: _read_surely(source_folder, QUARANTINE_NAME), **small}  # an old data set
     with target_folder.lock() as still_ours:
@@ -81,6 +94,18 @@ def copy_data_set(source: str, target: str, num_connections: int = 16, progress:
             with contextlib.suppress(OSError):  # somebody has put something there
                 (target_folder.path / JOURNAL_FOLDER).rmdir()
     return CopyResult(manifest, copy.copied_bytes, copy.kept_bytes, time.monotonic() - began)
+
+
+def read_manifest(source: Folder) -> tuple[Manifest, bytes]:
+    """The manifest of a data set and the bytes that it was read from, the same on two readings.
+
+    Raises:
+        ValueError: as `load_manifest`.
+        RuntimeError: its bytes differ from reading to reading, or S3 fails for good.
+    """
+    load_manifest(source)  # says what is wrong with it
+    content = _read_surely(source, MANIFEST_NAME)
+    return Manifest.model_validate_json(content), content
 
 
 def _read_surely(folder: Folder, name: str) -> bytes:

@@ -38,6 +38,10 @@ DISK_FULL_WAITS = (1.0, 2.0, 4.0)  # seconds; somebody may be freeing space
 Result = TypeVar("Result")
 
 
+class FolderInUse(RuntimeError):
+    """Another process holds the lock of a folder on a disk."""
+
+
 @dataclass(frozen=True, slots=True)
 class FileInfo:
     """A file below a folder: its name with forward slashes, its size, and what changes when it changes."""
@@ -356,7 +360,7 @@ def crc32c(content: bytes | bytearray | memoryview) -> int:
 
 @contextlib.contextmanager
 def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Hold `folder` for one writer; a second one gets a RuntimeError at once.
+    """Hold `folder` for one writer; a second one gets FolderInUse (a RuntimeError) at once.
 
     The lock is the kernel's, so it ends with its process however that dies.
     """
@@ -364,7 +368,7 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RuntimeError(
+            raise FolderInUse(
                 f"another process is writing to {folder}: wait for it to end, or choose another folder"
             ) from None
         except OSError as error:
