@@ -19,11 +19,13 @@ import torch
 from PIL import Image
 
 from data_prep.manifest import load_index, load_manifest
+from data_prep.storage import is_s3
 from evaluation.metrics import topk_accuracy
 from evaluation.predict import TrainedModel, load_trained, predict
 from evaluation.report import ReportFiles, write_report
 from train.config import RecipeError, load_recipe
 from train.cost import find_price
+from train.data.staging import stage
 from train.run_folder import METRICS_NAME, RECIPE_NAME, SUMMARY_NAME
 from train.tracking.metrics_file import read_metrics
 from train.tracking.mlflow_run import add_to_run, tracking_uri
@@ -32,7 +34,7 @@ from train.tracking.mlflow_run import add_to_run, tracking_uri
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m evaluation", description="checkpoint + shards → report")
     parser.add_argument("checkpoint", type=Path, help="a checkpoint file, or a run folder (its best one)")
-    parser.add_argument("--data", type=Path, required=True, help="the prepared data set")
+    parser.add_argument("--data", required=True, help="the prepared data set: a folder or s3://…")
     parser.add_argument("--split", choices=["val", "train"], default="val")
     parser.add_argument("--out", type=Path, help="default: report/ in the run's folder")
     parser.add_argument("--loader", choices=["auto", "ffcv", "reference"], default="auto")
@@ -60,6 +62,10 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise ValueError(f"--resolution is {options.resolution}: it must be from 8 to 2048 pixels")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained = load_trained(options.checkpoint, device)
+    is_remote = is_s3(options.data)
+    options.data = (
+        stage(options.data, trained.recipe.data.stage_folder).folder if is_remote else Path(options.data)
+    )
     predictions = predict(trained, options.data, options.split, options.loader, options.resolution)
     run_folder = _run_folder(options.checkpoint)
     out = options.out or ((run_folder or Path()) / "report")

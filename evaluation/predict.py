@@ -121,6 +121,11 @@ def predict(
                 ids.append(batch.sample_ids.numpy())
                 bar.update(len(batch))
         source.close()
+        if source.damaged:
+            raise RuntimeError(
+                f"{len(source.damaged)} of {source.num_samples:,} samples are damaged, the figures would not "
+                f"be those of the whole split: copy {folder} again, or prepare it again"
+            )
     return Predictions(
         np.concatenate(logits), np.concatenate(labels), np.concatenate(ids), manifest.class_names
     )

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 
 from data_prep.manifest import Manifest, check_size, load_index, load_keys, load_manifest
-from data_prep.storage import LocalFolder, crc32c
+from data_prep.storage import LocalFolder, crc32c, is_s3
 from data_prep.verify import beton_fault
 from train.checkpoint import CheckpointStore, load_checkpoint
 from train.config import Recipe
 from train.cost import find_price
 from train.data.loaders import choose_backend
 from train.data.order import check_batch_size
+from train.data.staging import check_staging
 from train.models.build import build_model, model_fault
 from train.run_folder import is_finished, recipe_differences
 
@@ -31,7 +32,7 @@ def find_faults(recipe: Recipe, default_name: str, world_size: int | None = None
     def note(function, *arguments) -> None:
         try:
             result = function(*arguments)
-        except (ValueError, OSError) as error:
+        except (ValueError, RuntimeError, OSError) as error:
             faults.append(str(error))
         else:
             faults.extend(result or [])
@@ -46,14 +47,19 @@ def find_faults(recipe: Recipe, default_name: str, world_size: int | None = None
 
 
 def _data_faults(recipe: Recipe) -> list[str]:
-    manifest = load_manifest(recipe.data.path)
+    if is_s3(str(recipe.data.path)):
+        manifest = check_staging(str(recipe.data.path), recipe.data.stage_folder)
+        backend_fault = _backend_fault(recipe, manifest)
+        return split_faults(manifest, recipe) + ([backend_fault] if backend_fault else [])
+    folder = Path(recipe.data.path)
+    manifest = load_manifest(folder)
     faults = split_faults(manifest, recipe)
     backend_fault = _backend_fault(recipe, manifest)
     if backend_fault:
         faults.append(backend_fault)
     for split in ("train", "val"):
         if split in manifest.splits:
-            faults += _shard_faults(recipe.data.path, manifest, split)
+            faults += _shard_faults(folder, manifest, split)
     return faults
 
 
@@ -83,8 +89,8 @@ def _model_faults(recipe: Recipe) -> list[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of libraries, about themselves
         model = build_model(recipe.model.model_copy(update={"pretrained": False}), num_classes=7)
-    sizes = {True: recipe.data.resolution, False: recipe.validation_resolution}
-    for training, side in sizes.items():
+    sides = sorted(set(recipe.data.resolutions.values()))
+    for training, side in [*((True, side) for side in sides), (False, recipe.validation_resolution)]:
         doing = "training" if training else "validation"
         try:
             with torch.no_grad():

@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 
 MAX_RECIPE_BYTES = 1 << 20
 
@@ -35,12 +43,49 @@ class RunSection(Section):
     folder: Path = Path("runs")
     seed: int = Field(default=0, ge=0, lt=2**32)
     log_every_steps: int = Field(default=20, ge=1)
+    preflight: bool = (
+        True  # measure loader and model for two seconds at the start, and say which is the limit
+    )
+
+
+def _check_resolution(value: Any) -> int | dict[int, int]:
+    """A side in pixels, or a mapping from the epoch it begins with; one sentence for all that is wrong."""
+    if isinstance(value, dict):
+        # Keys are strings where they come from JSON.
+        starts = {int(k) if isinstance(k, str) and k.isdigit() else k: v for k, v in value.items()}
+        if 0 not in starts or any(isinstance(k, bool) or not isinstance(k, int) or k < 0 for k in starts):
+            raise ValueError(f"must name epochs counted from 0, and begin with 0 (given: {value})")
+        return {start: typing.cast(int, _check_resolution(starts[start])) for start in sorted(starts)}
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 8 <= value <= 2048:
+        raise ValueError(
+            "must be a number of pixels from 8 to 2048, or a mapping such as {0: 128, 10: 160} from "
+            "the epoch it begins with"
+        )
+    return value
+
+
+Resolution = Annotated[
+    int | dict[int, int], PlainValidator(_check_resolution), PlainSerializer(lambda value: value)
+]
+
+
+def _check_path(value: Any) -> Path | str:
+    """A folder, or `s3://bucket/prefix`, which as a Path would lose a slash."""
+    if not isinstance(value, str | Path) or not str(value):
+        raise ValueError("must be a folder or s3://bucket/prefix")
+    return str(value) if str(value).startswith("s3://") else Path(value)
+
+
+DataPath = Annotated[Path | str, PlainValidator(_check_path), PlainSerializer(str)]
 
 
 class DataSection(Section):
     """Which images, how many a step, and how they are cropped."""
 
-    path: Path
+    path: DataPath
+    stage_folder: Path = Path("data/staged")  # where a data set in S3 is copied to, on this machine's disk
     loader: Literal["auto", "ffcv", "dali", "reference"] = "auto"
     num_workers: int | None = Field(default=None, ge=0)  # a rank; null: its share of the machine's cores
     check_bytes: Literal["first_epoch", "every_epoch", "never"] = "first_epoch"  # against their CRC-32C
@@ -48,11 +93,25 @@ class DataSection(Section):
     timeout_seconds: float = Field(default=300, gt=0)  # without any batch
     global_batch_size: int = Field(default=256, ge=1)
     grad_accum_steps: int = Field(default=1, ge=1)
-    resolution: int = Field(default=224, ge=8, le=2048)
+    resolution: Resolution = 224  # pixels; or {0: 128, 10: 160}: from that epoch (counted from 0) on
     crop_scale: tuple[float, float] = (0.35, 1.0)  # of the area
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)  # width : height
     horizontal_flip: bool = True
     normalization: Literal["dataset", "imagenet", "unit"] = "dataset"
+
+    @property
+    def name(self) -> str:
+        """The last part of the data set's folder or prefix."""
+        return str(self.path).rstrip("/").rpartition("/")[2]
+
+    @property
+    def resolutions(self) -> dict[int, int]:
+        """Epoch → the resolution that training has from there on, in pixels."""
+        return self.resolution if isinstance(self.resolution, dict) else {0: self.resolution}
+
+    def resolution_at(self, epoch: int) -> int:
+        """Training resolution of an epoch, counted from 0, in pixels."""
+        return [side for start, side in self.resolutions.items() if start <= epoch][-1]
 
     @model_validator(mode="after")
     def _ranges(self) -> DataSection:
@@ -209,7 +268,17 @@ class Recipe(Section):
 
     @property
     def validation_resolution(self) -> int:
-        return self.validation.resolution or self.data.resolution
+        """Side in pixels; if not set, the resolution that training ends with."""
+        return self.validation.resolution or self.data.resolution_at(self.num_epochs)
+
+    @model_validator(mode="after")
+    def _reaches_resolutions(self) -> Recipe:
+        late = [start for start in self.data.resolutions if start >= self.num_epochs]
+        if late:
+            raise ValueError(
+                f"data.resolution: epoch {late[0]} never comes, the schedule has {self.num_epochs} epochs"
+            )
+        return self
 
 
 class RecipeError(ValueError):

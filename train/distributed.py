@@ -78,6 +78,14 @@ class Ranks:
             raise ValueError(fault)
         return value
 
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks in their order, on every rank (small, made of plain objects)."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()

@@ -23,13 +23,17 @@ from data_prep.storage import write_atomically
 from train.checkpoint import CHECKPOINT_VERSION, CheckpointEntry, CheckpointStore
 from train.config import Recipe, dump_recipe
 from train.data.batch import Batch
+from train.data.preflight import quick_preflight
+from train.data.staging import staged_folder
 from train.distributed import Ranks
 from train.models.build import num_parameters
+from train.preemption import StopFlag
 from train.run import Run, build_run, resume_or_start
 from train.run_folder import METRICS_NAME, SUMMARY_NAME, write_status
-from train.tracking.console import duration
+from train.tracking.console import Console, duration
 from train.validation import ValidationResult, count_topk, validate
 
+DAMAGED_DATA = "damaged data"
 NON_FINITE = (
     "the loss became non-finite at about step {step}: lower optimizer.peak_lr, or use precision.mode=fp32; "
     "the last checkpoint is from before that"
@@ -43,13 +47,29 @@ def train(recipe: Recipe, folder: Path, ranks: Ranks) -> dict[str, Any] | None:
         ValueError: recipe and data do not go together.
         RuntimeError: the loss became non-finite, or a sample is damaged.
     """
-    run = build_run(recipe, folder, ranks)
+    stop = StopFlag(ranks)
+    stop.install()  # first of all: what follows takes seconds, and staging perhaps an hour
+    console = Console(ranks.is_primary)
+    data = staged_folder(
+        recipe.data.path, recipe.data.stage_folder, ranks, lambda: stop.is_raised, console.say
+    )
+    if data is None:
+        leave_before_the_start(folder, stop, console)
+        return None
+    run = build_run(recipe, folder, data, ranks, stop, console)
     try:
         if not resume_or_start(run):
-            leave_before_the_start(run)
+            leave_before_the_start(folder, stop, console)
+            if run.mlflow is not None:
+                run.mlflow.finish("KILLED")
             return None
+        if recipe.run.preflight:
+            say_preflight(run)
         while run.progress.epoch < recipe.num_epochs:
             reason = train_epoch(run)
+            if reason == DAMAGED_DATA:
+                save(run, is_best=False)  # what was learnt so far was learnt from intact samples
+                raise RuntimeError(run.damage.fault)
             if reason is not None:
                 stop_in_good_order(run, reason)
                 return None
@@ -64,6 +84,14 @@ def train(recipe: Recipe, folder: Path, ranks: Ranks) -> dict[str, Any] | None:
         run.val_loader.close()
 
 
+def say_preflight(run: Run) -> None:
+    """Measure on copies, for two seconds, whether data or model will be the limit."""
+    line = quick_preflight(
+        run.recipe, run.ranks, run.train_loader, run.model, run.normalize, resolution=run.resolution
+    )
+    run.console.say(f"  {line}")
+
+
 def train_epoch(run: Run) -> str | None:
     """The rest of the current epoch; the reason to stop, or None at its end."""
     recipe, progress, ranks, device = run.recipe, run.progress, run.ranks, run.ranks.device
@@ -71,7 +99,7 @@ def train_epoch(run: Run) -> str | None:
     run.trained.train()
     run.clock.reset()
     batches = run.clock.waiting(
-        run.train_loader.epoch(progress.epoch, progress.samples_in_epoch, resolution=recipe.data.resolution)
+        run.train_loader.epoch(progress.epoch, progress.samples_in_epoch, resolution=run.resolution)
     )
     for micro_batches in grouped(batches, accum_steps):
         learning_rate = run.schedule.begin_step(run.optimizer, progress.step)
@@ -97,7 +125,8 @@ def train_epoch(run: Run) -> str | None:
 
         if progress.step % recipe.run.log_every_steps == 0:
             log_training(run, learning_rate)
-        reason = run.stop.agree(step_loss)
+            run.damage.gather()
+        reason = run.stop.agree(step_loss) if run.damage.fault is None else DAMAGED_DATA
         if reason is not None:
             break
     else:
@@ -151,7 +180,7 @@ def log_training(run: Run, learning_rate: float) -> None:
         "top1": top1 / count,
         "top5": top5 / count,
         "learning_rate": learning_rate,
-        "resolution": run.recipe.data.resolution,
+        "resolution": run.resolution,
         "images_per_second": clock.images_per_second,
         "data_wait_fraction": clock.data_wait_fraction,
         "cost_usd": run.cost_usd,
@@ -188,6 +217,9 @@ def finish_epoch(run: Run) -> None:
             progress.best_epoch = progress.epoch
         log_validation(run, result, is_best)
     save(run, is_best)
+    run.damage.gather()
+    if run.damage.fault is not None:  # after saving: what was learnt was learnt from intact samples
+        raise RuntimeError(run.damage.fault)
 
 
 def log_validation(run: Run, result: ValidationResult, is_best: bool) -> None:
@@ -205,13 +237,16 @@ def log_validation(run: Run, result: ValidationResult, is_best: bool) -> None:
         "cost_usd": run.cost_usd,
         "time": time.time(),
     }
+    if result.num_damaged:
+        row["damaged_samples"] = result.num_damaged
     write_row(run, row)
     speed = progress.train_images / max(progress.train_seconds, 1e-9)
+    damaged = f"  {result.num_damaged} damaged, counted as wrong" if result.num_damaged else ""
     cost = "" if run.cost_usd is None else f"  ${run.cost_usd:.3f}"
     run.console.say(
         f"epoch {progress.epoch:3d}/{run.recipe.num_epochs}  val top-1 {result.top1:6.2%}  "
         f"top-5 {result.top5:6.2%}  loss {result.loss:.4f}  lr {learning_rate:.2e}  {speed:,.0f} img/s  "
-        f"{duration(run.elapsed_seconds)}{cost}{'  best' if is_best else ''}"
+        f"{duration(run.elapsed_seconds)}{cost}{'  best' if is_best else ''}{damaged}"
     )
 
 
@@ -283,13 +318,11 @@ def stop_in_good_order(run: Run, reason: str) -> None:
             run.mlflow.finish("KILLED")
 
 
-def leave_before_the_start(run: Run) -> None:
-    """A signal during the learning-rate finder: there is nothing to save yet."""
-    if run.ranks.is_primary:
-        write_status(run.folder, "restart", run.stop.signal_name or "signal")
-        run.console.say("stopped before the first step; the same command begins again")
-        if run.mlflow is not None:
-            run.mlflow.finish("KILLED")
+def leave_before_the_start(folder: Path, stop: StopFlag, console: Console) -> None:
+    """A signal during staging or the learning-rate finder: there is nothing to save yet."""
+    if console.is_enabled:
+        write_status(folder, "restart", stop.signal_name or "signal")
+        console.say("stopped before the first step; the same command begins again")
 
 
 def finish_run(run: Run) -> dict[str, Any]:
@@ -312,6 +345,7 @@ def finish_run(run: Run) -> dict[str, Any]:
         "wall_seconds": round(run.elapsed_seconds, 1),
         "cost_usd": None if run.cost_usd is None else round(run.cost_usd, 4),
         "mlflow_run_id": run.mlflow.run_id if run.mlflow is not None else None,
+        "damaged_samples": run.damage.num_samples,
         "stopped_because": "finished",
         "checkpoint": None if best is None else f"checkpoints/{best.name}",
         "checkpoint_sha256": None if best is None else best.sha256,

@@ -17,6 +17,7 @@ from train.check import split_faults
 from train.checkpoint import CheckpointStore
 from train.config import Recipe, flatten
 from train.cost import Price, find_price
+from train.damage import DamageLog
 from train.data.batch import Normalize, normalization_statistics
 from train.data.loaders import Loader, LoaderPlan, build_loader, choose_backend
 from train.data.order import check_batch_size, num_steps_per_epoch
@@ -70,6 +71,7 @@ class Run:
     autocast: torch.autocast
     train_loader: Loader
     val_loader: Loader
+    damage: DamageLog
     stop: StopFlag
     clock: Throughput
     console: Console
@@ -83,6 +85,11 @@ class Run:
     @property
     def steps_per_epoch(self) -> int:
         return num_steps_per_epoch(self.train_loader.num_samples, self.recipe.data.global_batch_size)
+
+    @property
+    def resolution(self) -> int:
+        """Training resolution of the current epoch, in pixels."""
+        return self.recipe.data.resolution_at(self.progress.epoch)
 
     @property
     def data_identity(self) -> str:
@@ -99,12 +106,15 @@ class Run:
         return None if self.price is None else self.price.cost_usd(self.elapsed_seconds)
 
 
-def build_run(recipe: Recipe, folder: Path, ranks: Ranks) -> Run:
-    """Everything a training needs, weights at their seeded start."""
-    stop = StopFlag(ranks)
-    stop.install()  # first of all: what follows takes seconds
-    manifest = ranks.on_primary(lambda: _checked_manifest(recipe, ranks))
-    console = Console(ranks.is_primary)
+def build_run(
+    recipe: Recipe, folder: Path, data: Path, ranks: Ranks, stop: StopFlag, console: Console
+) -> Run:
+    """Everything a training needs, weights at their seeded start.
+
+    Args:
+        folder: of the run. data: of the shards, on a disk of this machine.
+    """
+    manifest = ranks.on_primary(lambda: _checked_manifest(recipe, data, ranks))
     precision = choose_precision(recipe.precision.mode, ranks.device)
     torch.manual_seed(recipe.run.seed)
     model = build_model(recipe.model, manifest.num_classes).to(ranks.device)
@@ -112,8 +122,10 @@ def build_run(recipe: Recipe, folder: Path, ranks: Ranks) -> Run:
     if ranks.world_size > 1:
         trained = wrap_for_ddp(model, ranks)
     statistics = normalization_statistics(recipe.data.normalization, manifest.mean, manifest.std)
-    training = LoaderPlan.training(recipe.data.path, manifest, recipe.data, recipe.run.seed, ranks)
-    validation = LoaderPlan.validation(recipe.data.path, manifest, recipe.validation, recipe.data, ranks)
+    training = LoaderPlan.training(data, manifest, recipe.data, recipe.run.seed, ranks)
+    validation = LoaderPlan.validation(data, manifest, recipe.validation, recipe.data, ranks)
+    train_loader = build_loader(recipe.data.loader, training)
+    val_loader = build_loader(recipe.data.loader, validation)
     run = Run(
         recipe=recipe,
         folder=folder,
@@ -131,8 +143,9 @@ def build_run(recipe: Recipe, folder: Path, ranks: Ranks) -> Run:
             num_steps_per_epoch(manifest.splits["train"].num_samples, recipe.data.global_batch_size),
         ),
         autocast=build_autocast(precision, ranks.device),
-        train_loader=build_loader(recipe.data.loader, training),
-        val_loader=build_loader(recipe.data.loader, validation),
+        train_loader=train_loader,
+        val_loader=val_loader,
+        damage=DamageLog(folder, ranks, {"train": train_loader, "val": val_loader}),
         stop=stop,
         clock=Throughput(ranks.world_size),
         console=console,
@@ -158,8 +171,8 @@ def wrap_for_ddp(model: nn.Module, ranks: Ranks) -> DistributedDataParallel:
     )
 
 
-def _checked_manifest(recipe: Recipe, ranks: Ranks) -> Manifest:
-    manifest = load_manifest(recipe.data.path)
+def _checked_manifest(recipe: Recipe, data: Path, ranks: Ranks) -> Manifest:
+    manifest = load_manifest(data)
     if faults := split_faults(manifest, recipe):
         raise ValueError("; ".join(faults))
     check_batch_size(recipe.data.global_batch_size, recipe.data.grad_accum_steps, ranks.world_size)
@@ -177,9 +190,14 @@ def _introduce(run: Run, precision: str) -> None:
         f"images\n  {machine}, {precision}; loader {backend} "
         f"({reason})\n"
         f"  {recipe.num_epochs} epochs × {run.steps_per_epoch} steps of {recipe.data.global_batch_size} at "
-        f"{recipe.data.resolution} px, validated at {recipe.validation_resolution} px; "
+        f"{_sides(recipe)} px, validated at {recipe.validation_resolution} px; "
         + (f"${run.price.usd_per_hour:.2f} an hour ({run.price.source})" if run.price else "no price known")
     )
+
+
+def _sides(recipe: Recipe) -> str:
+    """`64`, or `128 → 160 → 192` where the resolution grows."""
+    return " → ".join(str(side) for side in recipe.data.resolutions.values())
 
 
 def resume_or_start(run: Run) -> bool:
@@ -254,7 +272,7 @@ def run_lr_finder(run: Run) -> bool:
         run.criterion,
         run.train_loader,
         recipe.lr_finder,
-        resolution=recipe.data.resolution,
+        resolution=recipe.data.resolution_at(0),
         grad_accum_steps=recipe.data.grad_accum_steps,
         precision=choose_precision(recipe.precision.mode, run.ranks.device),
         ranks=run.ranks,
@@ -280,7 +298,7 @@ def run_lr_finder(run: Run) -> bool:
 
 def _tags(run: Run) -> dict[str, str]:
     return {
-        "dataset": str(run.recipe.data.path.name),
+        "dataset": run.recipe.data.name,
         "hardware": describe_hardware(run.ranks),
         "run_folder": str(run.folder.resolve()),
         "weights_at_start": "pretrained" if run.recipe.model.pretrained else "random",

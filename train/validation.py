@@ -15,13 +15,17 @@ from train.distributed import Ranks
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """Fractions and mean cross-entropy over `num_samples` samples; `correct` are the counts behind them."""
+    """Fractions and mean cross-entropy over `num_samples` samples; `correct` are the counts behind them.
+
+    `num_damaged` samples could not be decoded: they count as wrong, and are not in the loss.
+    """
 
     top1: float
     top5: float
     loss: float
     num_samples: int
     correct: tuple[int, int]
+    num_damaged: int = 0
 
 
 def count_topk(logits: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
@@ -65,13 +69,18 @@ def validate(
         correct = [count_topk(logits, labels, k) for k in (1, 5)]
         sums += torch.stack([*correct, loss, torch.tensor(len(labels), device=ranks.device)]).double()
     model.train(was_training)
-    correct1, correct5, total_loss, count = ranks.sum(sums.tolist())
-    if count != loader.num_samples:
-        raise RuntimeError(f"validation saw {count:.0f} samples of {loader.num_samples}: please report this")
+    correct1, correct5, total_loss, count, num_damaged = ranks.sum([*sums.tolist(), loader.num_left_out])
+    num_samples = loader.num_samples
+    if count + num_damaged != num_samples or not count:
+        raise RuntimeError(
+            f"validation saw {count:.0f} samples of {num_samples}, {num_damaged:.0f} are damaged: prepare or "
+            "copy the data set again, and report this if all of it is intact"
+        )
     return ValidationResult(
-        top1=correct1 / count,
-        top5=correct5 / count,
+        top1=correct1 / num_samples,
+        top5=correct5 / num_samples,
         loss=total_loss / count,
-        num_samples=round(count),
+        num_samples=num_samples,
         correct=(round(correct1), round(correct5)),
+        num_damaged=round(num_damaged),
     )

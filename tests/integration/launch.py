@@ -18,7 +18,7 @@ optimizer: {name: sgd, peak_lr: 0.05, label_smoothing: 0.1}
 schedule: {phases: [{kind: one_cycle, epochs: 2}, {kind: plateau, epochs: 1, initial_lr_fraction: 0.05}]}
 validation: {batch_size: 10, crop_ratio: 1.0}
 precision: {mode: fp32}
-run: {log_every_steps: 2}
+run: {log_every_steps: 2, preflight: false}
 tracking: {mlflow: false}
 """
 

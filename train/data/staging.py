@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -116,22 +116,12 @@ def staged_folder(
     finally:
         if stager is not None:
             stager.end()
-    outcomes = _gather(ranks, (socket.gethostname(), outcome))
+    outcomes = ranks.gather((socket.gethostname(), outcome))
     _check_outcomes(text, outcomes)
     # torchrun numbers the ranks of a machine one after another.
     staged = outcomes[ranks.rank - ranks.local_rank][1]
     assert isinstance(staged, StagedCopy)
     return staged.folder
-
-
-def _gather(ranks: Ranks, value: tuple[str, _Outcome | None]) -> list[tuple[str, _Outcome | None]]:
-    if ranks.world_size == 1:
-        return [value]
-    import torch.distributed as dist
-
-    values: list[Any] = [None] * ranks.world_size
-    dist.all_gather_object(values, value)
-    return values
 
 
 def _check_outcomes(location: str, outcomes: list[tuple[str, _Outcome | None]]) -> None:

@@ -13,7 +13,7 @@ class Console:
     """Progress of a run; silent on other ranks."""
 
     def __init__(self, enabled: bool, stream: TextIO | None = None) -> None:
-        self._enabled = enabled
+        self.is_enabled = enabled
         self._stream = stream or sys.stdout
         self._live = self._stream.isatty()
         self._live_length = 0
@@ -21,13 +21,13 @@ class Console:
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        if self._enabled:
+        if self.is_enabled:
             self._erase()
             print(line, file=self._stream, flush=True)
 
     def progress(self, line: str) -> None:
         """A line that the next one replaces; without a terminal, one every half minute."""
-        if not self._enabled:
+        if not self.is_enabled:
             return
         if self._live:
             self._erase()

@@ -85,7 +85,8 @@ def finished_runs(uri: str, experiment: str) -> list[Run]:
 def table_row(run: Run) -> tuple[str, ...]:
     """The cells of one run, in the order of COLUMNS."""
     metrics, params, tags = run.data.metrics, run.data.params, run.data.tags
-    resolution = params.get("data.resolution", "?")
+    sides = {name: value for name, value in params.items() if name.startswith("data.resolution")}
+    resolution = " → ".join(sides[name] for name in sorted(sides, key=_epoch_of)) or "?"
     started = datetime.datetime.fromtimestamp(run.info.start_time / 1000, datetime.UTC)
     cost = metrics.get("cost_usd")
     return (
@@ -104,6 +105,11 @@ def table_row(run: Run) -> tuple[str, ...]:
         tags.get("hardware", ""),
         tags.get("weights_at_start", ""),
     )
+
+
+def _epoch_of(name: str) -> int:
+    """`data.resolution.10` → 10: the epoch from which that resolution is trained at."""
+    return int(name.rpartition(".")[2]) if name[-1].isdigit() else 0
 
 
 def refresh_table(path: Path, rows: Sequence[tuple[str, ...]]) -> None:

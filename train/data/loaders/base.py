@@ -121,6 +121,7 @@ class Loader(ABC):
     Attributes:
         damaged: the samples that this rank could not use so far, each with the reason. In training they were
             replaced, in validation left out.
+        num_left_out: how many samples the last validation epoch left out on this rank.
 
     Raises (on construction):
         ValueError: shards or index are missing or have not the size that the manifest says.
@@ -134,6 +135,7 @@ class Loader(ABC):
         for path, entry in zip(self.shards, plan.manifest.splits[plan.split].shards, strict=True):
             check_size(path, entry)
         self.damaged: dict[int, str] = {}
+        self.num_left_out = 0
         self.reader = SampleReader(self.shards, self.index)
         self.fetcher = SampleFetcher(self.reader, plan.augmentation)
         self._checked = np.zeros(len(self.index), bool)  # whose bytes were compared with the index
@@ -159,6 +161,7 @@ class Loader(ABC):
             RuntimeError: no batch came for `timeout_seconds`, or nothing intact could be read.
         """
         batches = self._batches(epoch, start_sample)
+        self.num_left_out = 0
         if not batches:
             return
         if self.plan.check_bytes == "every_epoch":
@@ -205,6 +208,8 @@ class Loader(ABC):
 
     def _report(self, item: Decoded) -> None:
         """Count what was damaged; say the first ones, and which files changed."""
+        if not self.plan.is_training:
+            self.num_left_out += len(item.damaged)
         for sample_id, reason in item.damaged:
             if sample_id in self.damaged:
                 continue
@@ -226,10 +231,14 @@ class Loader(ABC):
 
     def describe(self, sample_id: int) -> str:
         """`sample 17 (train/n01440764/a.JPEG) in data/train.beton`."""
+        place = self.place(sample_id)
+        return f"sample {sample_id} ({place['key']}) in {place['shard']}"
+
+    def place(self, sample_id: int) -> dict[str, str]:
+        """Source key and shard of a sample."""
         if self._keys is None:
             self._keys = load_keys(self.plan.folder, self.plan.manifest, self.plan.split)
-        shard = self.shards[self.index["shard"][sample_id]]
-        return f"sample {sample_id} ({self._keys[sample_id]}) in {shard}"
+        return {"key": self._keys[sample_id], "shard": str(self.shards[self.index["shard"][sample_id]])}
 
     def where(self, doing: str) -> str:
         """What a watchdog says: the sample that is being read, or else what the backend does."""

@@ -4,8 +4,9 @@ DALI's own readers shuffle within a window, cannot be taken up in the middle of 
 file does not decode. So a batch's bytes, crop boxes and flips come from here, checked, and DALI decodes
 (only the rows and columns that the crop needs), resizes and mirrors. It reads both shard formats.
 
-What DALI cannot give: area interpolation. Its triangular filter, with antialiasing, stands in its place, so
-images differ a little from those of the other backends (benchmarks/RESULTS.md says how much that matters).
+What DALI cannot give: area interpolation. Its Gaussian filter, the nearest of those it has, stands in its
+place, so images differ a little from those of the other backends (benchmarks/RESULTS.md says how much that
+matters).
 Another resolution is another number that is fed: nothing is built again.
 """
 
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from nvidia.dali import fn
 from nvidia.dali.pipeline import Pipeline
-from nvidia.dali.types import FLOAT, INT32, INTERP_LINEAR, RGB, UINT8  # type: ignore[attr-defined]
+from nvidia.dali.types import FLOAT, INT32, INTERP_GAUSSIAN, RGB, UINT8  # type: ignore[attr-defined]
 from torchvision.io import decode_jpeg
 
 from train.data.loaders.base import Decoded, Loader, LoaderPlan, Request
@@ -138,7 +139,7 @@ class DaliLoader(Loader):
                 output_type=RGB,
                 adjust_orientation=False,  # of an EXIF tag, which no other backend looks at
             )
-            images = fn.resize(crops, size=sizes, interp_type=INTERP_LINEAR, antialias=True)
+            images = fn.resize(crops, size=sizes, interp_type=INTERP_GAUSSIAN, antialias=True)
             pipeline.set_outputs(images)
         pipeline.build()
         return pipeline

@@ -6,6 +6,7 @@ import queue
 import signal
 from collections.abc import Generator, Iterator
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,11 @@ class ReferenceLoader(Loader):
         if self._loader is None:
             self._loader = self._build_loader()
         self._sampler.requests, self._sampler.num_requests = requests, len(batches)
+        is_new = self._iterator is None
         self._iterator = iter(self._loader)
+        if is_new:
+            # Workers ignore SIGTERM, with which Python would end them, and wait, where nobody calls `close`.
+            Finalize(self, _kill, args=(self._workers(),), exitpriority=0)
         finished = False
         try:
             for _ in batches:
@@ -112,6 +117,11 @@ class ReferenceLoader(Loader):
     def close(self) -> None:
         self._end_workers()
         super().close()
+
+
+def _kill(workers: list[BaseProcess]) -> None:
+    for worker in workers:
+        worker.kill()
 
 
 def _is_stopped(pid: int | None) -> bool:
