@@ -2,7 +2,10 @@
 
 Shrinking, a pixel of the result is the mean of the area it covers, fractions of pixels counted as such. If
 either side grows, both are interpolated linearly between neighbours, at OpenCV's coordinates. Both are
-separable: a matrix for the rows, another for the columns.
+separable: weights for the rows, others for the columns.
+
+Sums of rows rather than matrix products: MKL, which torch calls for those, may spin for ever in a process
+that was forked, as a DataLoader's workers are, from one whose threads had used it.
 """
 
 from __future__ import annotations
@@ -24,14 +27,36 @@ def resize_area(pixels: torch.Tensor, side: int) -> torch.Tensor:
     """
     height, width, channels = pixels.shape
     shrinks = height >= side and width >= side
-    rows, columns = _weights(height, side, shrinks), _weights(width, side, shrinks)
-    # Rows, then columns; turned in between, so that both are one large matrix product.
-    turned = (rows @ pixels.reshape(height, -1).float()).reshape(side, width, channels).transpose(0, 1)
-    resized = (columns @ turned.reshape(width, -1)).reshape(side, side, channels).transpose(0, 1)
+    rows, columns = _taps(height, side, shrinks), _taps(width, side, shrinks)
+    # Rows, then columns; turned in between, so that both are sums of whole rows.
+    turned = _weighted_sum(pixels.reshape(height, -1).float(), rows)
+    turned = turned.reshape(side, width, channels).transpose(0, 1)
+    resized = _weighted_sum(turned.reshape(width, -1), columns)
+    resized = resized.reshape(side, side, channels).transpose(0, 1)
     return resized.round_().clamp_(0, 255).to(torch.uint8).contiguous()
 
 
+def _weighted_sum(rows: torch.Tensor, taps: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    total = torch.zeros(len(taps[0][0]), rows.shape[1])
+    for positions, weights in taps:
+        total.addcmul_(rows[positions], weights)
+    return total
+
+
 @functools.lru_cache(maxsize=1024)
+def _taps(size: int, side: int, shrinks: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """`_weights` without zeros: the n-th pixel of each result, shape (side,), and its weight, (side, 1)."""
+    weights = _weights(size, side, shrinks)
+    first = (weights != 0).int().argmax(1)
+    num_taps = int((weights != 0).sum(1).max())
+    taps = []
+    for tap in range(num_taps):
+        positions = (first + tap).clamp(max=size - 1)
+        weight = torch.where(first + tap < size, weights[torch.arange(side), positions], 0)
+        taps.append((positions, weight[:, None]))
+    return taps
+
+
 def _weights(size: int, side: int, shrinks: bool) -> torch.Tensor:
     """Weights of `size` pixels in each of `side` results: float32, shape (side, size), rows sum to 1."""
     scale = size / side
