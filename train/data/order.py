@@ -43,8 +43,8 @@ def rank_micro_batches(
     assert start_sample % global_batch_size == 0, "a run stops between steps"
     micro_batch_size = global_batch_size // (world_size * grad_accum_steps)
     num_steps = num_steps_per_epoch(len(order), global_batch_size)
-    batches = order[: num_steps * global_batch_size].reshape(num_steps, world_size, grad_accum_steps, -1)
-    assert num_steps == 0 or batches.shape[-1] == micro_batch_size
+    batches = order[: num_steps * global_batch_size]
+    batches = batches.reshape(num_steps, world_size, grad_accum_steps, micro_batch_size)
     remaining = batches[start_sample // global_batch_size :, rank]
     return list(remaining.reshape(-1, micro_batch_size))
 

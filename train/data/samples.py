@@ -7,6 +7,7 @@ machine share the page cache all the same.
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -79,7 +80,7 @@ class SampleReader:
         self.index = index
         self._position = np.full(1, -1)
         self._states = [_state(path.stat()) for path in self.paths]
-        self._files: list[int] | None = [os.open(path, os.O_RDONLY) for path in self.paths]
+        self._files: list[io.FileIO] | None = self._open()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_files": None}  # opened again where they are needed
@@ -101,9 +102,10 @@ class SampleReader:
         """The stored bytes of one sample; fewer where the shard ends early."""
         row = self.index[sample_id]
         self._position[0] = sample_id
-        content = os.pread(self._file(row["shard"]), int(row["length"]), int(row["offset"]))
-        self._position[0] = -1
-        return content
+        try:
+            return os.pread(self._file(row["shard"]), int(row["length"]), int(row["offset"]))
+        finally:
+            self._position[0] = -1
 
     def fault(self, sample_id: int, content: bytes | OSError, check: bool) -> str | None:
         """Why these bytes are not the sample that was prepared, or None."""
@@ -131,14 +133,18 @@ class SampleReader:
             file = self._file(row["shard"])
             os.posix_fadvise(file, int(row["offset"]), int(row["length"]), os.POSIX_FADV_WILLNEED)
 
+    def _open(self) -> list[io.FileIO]:
+        # Objects rather than numbers: they are closed with a reader that nobody closes.
+        return [path.open("rb", buffering=0) for path in self.paths]
+
     def _file(self, shard: int) -> int:
         if self._files is None:
-            self._files = [os.open(path, os.O_RDONLY) for path in self.paths]
-        return self._files[shard]
+            self._files = self._open()
+        return self._files[shard].fileno()
 
     def close(self) -> None:
         for file in self._files or []:
-            os.close(file)
+            file.close()
         self._files = []
 
 

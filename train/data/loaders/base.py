@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
@@ -141,6 +140,7 @@ class Loader(ABC):
         self._checked = np.zeros(len(self.index), bool)  # whose bytes were compared with the index
         self._changed_shards: set[int] = set()
         self._keys: list[str] | None = None
+        self._running: Generator[Decoded] | None = None
 
     @property
     def num_samples(self) -> int:
@@ -150,7 +150,7 @@ class Loader(ABC):
     def epoch(self, epoch: int, start_sample: int = 0, *, resolution: int) -> Iterator[Batch]:
         """Yield this rank's batches of an epoch.
 
-        Left early, it frees what the epoch held; `close` frees the rest.
+        Left early, it frees what the epoch held, as does another epoch that begins; `close` frees the rest.
 
         Args:
             epoch: decides order, crops and flips; without effect on a validation split.
@@ -160,19 +160,33 @@ class Loader(ABC):
         Raises:
             RuntimeError: no batch came for `timeout_seconds`, or nothing intact could be read.
         """
+        self._end_epoch()
         batches = self._batches(epoch, start_sample)
         self.num_left_out = 0
         if not batches:
             return
         if self.plan.check_bytes == "every_epoch":
             self._checked[:] = False
-        with contextlib.closing(self._decode(batches, self._requests(batches, epoch, resolution))) as decoded:
+        decoded = self._running = self._decode(batches, self._requests(batches, epoch, resolution))
+        try:
             for item in decoded:
                 self._checked[item.sample_ids] = True
                 self._report(item)
                 if len(item.sample_ids):
                     labels = torch.from_numpy(self.index["label"][item.sample_ids].astype(np.int64))
                     yield Batch(item.images, labels, torch.from_numpy(item.sample_ids))
+                if self._running is not decoded:
+                    raise RuntimeError(
+                        f"epoch {epoch} goes no further: another epoch of this loader began, or it was closed"
+                    )
+        finally:
+            if self._running is decoded:
+                self._end_epoch()
+
+    def _end_epoch(self) -> None:
+        running, self._running = self._running, None
+        if running is not None:
+            running.close()
 
     def _batches(self, epoch: int, start_sample: int) -> list[np.ndarray]:
         """Sample ids of this rank's batches."""
@@ -242,11 +256,18 @@ class Loader(ABC):
 
     def where(self, doing: str) -> str:
         """What a watchdog says: the sample that is being read, or else what the backend does."""
-        position = self.reader.position
-        return doing if position < 0 else f"reading {self.describe(position)}"
+        return self.reading_or(doing, self.reader.position)
+
+    def reading_or(self, doing: str, sample_id: int) -> str:
+        """`reading sample 17 in data/train.beton`; what else is done where no sample is read, -1."""
+        # Without its key: that is in a file on the same disk, which may be stuck.
+        if sample_id < 0:
+            return doing
+        return f"reading sample {sample_id} in {self.shards[self.index['shard'][sample_id]]}"
 
     def close(self) -> None:
         """Free threads, processes and files; may be called twice."""
+        self._end_epoch()
         self.reader.close()
 
     @abstractmethod

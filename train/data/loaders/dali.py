@@ -41,12 +41,15 @@ class DaliLoader(Loader):
         self._fetched: Prefetch[Fetched]
         self._in_flight: deque[Fetched] = deque()  # fed, and not out yet
         self._again: deque[Fetched] = deque()  # to be fed once more, after an error
+        self._fault: BaseException | None = None  # an error of ours, which passes through DALI
         self._doing = "starting"
         self._watchdog = Watchdog(plan.timeout_seconds, lambda: self.where(self._doing))
 
     def _decode(self, batches: list[np.ndarray], requests: Iterator[Request]) -> Generator[Decoded]:
         self._fetched = Prefetch(self.fetcher.fetch_all(requests), FETCHED_AHEAD, "read samples")
         self._in_flight.clear()
+        self._again.clear()
+        self._fault = None
         decoded = Prefetch(self._run(), DECODED_AHEAD, "run DALI")
         finished = False
         try:
@@ -72,6 +75,8 @@ class DaliLoader(Loader):
                 self._pipeline.reset()
                 return
             except RuntimeError as error:
+                if self._fault is not None:
+                    raise self._fault from None
                 self._mend(error)
                 continue
             yield from self._left_out()
@@ -81,7 +86,11 @@ class DaliLoader(Loader):
 
     def _feed(self) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
         """What DALI asks for before it starts a batch; StopIteration at the end of the epoch."""
-        item = self._again.popleft() if self._again else self._fetched.take()
+        try:
+            item = self._again.popleft() if self._again else self._fetched.take()
+        except BaseException as error:
+            self._fault = error
+            raise
         if item is None:
             raise StopIteration
         self._in_flight.append(item)
@@ -145,8 +154,8 @@ class DaliLoader(Loader):
         return pipeline
 
     def close(self) -> None:
-        self._pipeline = None
         super().close()
+        self._pipeline = None
 
 
 def _decoded(images: torch.Tensor, item: Fetched) -> Decoded:

@@ -46,53 +46,51 @@ class FfcvLoader(Loader):
         if fault := beton_fault(LocalFolder(self.shards[0].parent), self.shards[0].name, self.index):
             raise ValueError(fault)
         self._order = _GivenOrder()
-        self._operation: _DecodeCropResizeFlip | None = None
-        self._stock: StockLoader | None = None
+        # FFCV takes 0 for "all cores"; numba has no more threads than this.
+        num_workers = min(max(1, plan.num_workers), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+        self._operation = _DecodeCropResizeFlip(self.fetcher, num_workers, plan.pin_memory)
+        # Now rather than before the first epoch: it reads tables of the file, which may be damaged by then.
+        self._stock: StockLoader | None = self._build_stock(num_workers)
         self._iterator: Any = None  # FFCV's EpochIterator, a thread
-        self._watchdog = Watchdog(plan.timeout_seconds, self._where)
+        self._watchdog = Watchdog(plan.timeout_seconds, lambda: self.where(self._operation.doing))
+
+    def _build_stock(self, num_workers: int) -> StockLoader:
+        num_threads = torch.get_num_threads()
+        decoded = PipelineSpec("image", decoder=_TakeIds(), transforms=[self._operation])
+        stock = StockLoader(
+            str(self.shards[0]),
+            batch_size=self.plan.batch_size,
+            num_workers=num_workers,
+            os_cache=True,
+            order=self._order,
+            drop_last=False,
+            batches_ahead=BATCHES_AHEAD,
+            pipelines={"image": decoded, "label": None},
+        )
+        stock.memory_manager = _NoStorage()
+        torch.set_num_threads(num_threads)  # FFCV sets torch's number of threads to its own
+        return stock
 
     def _decode(self, batches: list[np.ndarray], requests: Iterator[Request]) -> Generator[Decoded]:
-        self._end_iterator()
-        operation, stock = self._prepare()
+        assert self._stock is not None, "it is closed"
         fetched = Prefetch(self.fetcher.fetch_all(requests), FETCHED_AHEAD, "read samples")
-        operation.begin_epoch(fetched)
+        self._operation.begin_epoch(fetched)
         self._order.sample_ids = np.concatenate(batches).astype(np.uint64)
         # FFCV takes the length of all epochs from the first, which is a short one after a resume.
-        stock.first_traversal_order = self._order.sample_ids
+        self._stock.first_traversal_order = self._order.sample_ids
         try:
             num_threads = torch.get_num_threads()
-            self._iterator = iter(stock)
-            torch.set_num_threads(num_threads)  # FFCV sets torch's number of threads to its own
+            self._iterator = iter(self._stock)
+            torch.set_num_threads(num_threads)
             for _ in batches:
                 yield self._watchdog.get(self._poll)
         finally:
             fetched.close()
             self._end_iterator()
 
-    def _prepare(self) -> tuple[_DecodeCropResizeFlip, StockLoader]:
-        """FFCV's loader and our operation in it, built before the first epoch."""
-        if self._stock is None or self._operation is None:
-            num_workers = max(1, self.plan.num_workers)  # FFCV takes 0 for "all cores"
-            num_threads = torch.get_num_threads()
-            self._operation = _DecodeCropResizeFlip(self.fetcher, num_workers, self.plan.pin_memory)
-            decoded = PipelineSpec("image", decoder=_TakeIds(), transforms=[self._operation])
-            self._stock = StockLoader(
-                str(self.shards[0]),
-                batch_size=self.plan.batch_size,
-                num_workers=num_workers,
-                os_cache=True,
-                order=self._order,
-                drop_last=False,
-                batches_ahead=BATCHES_AHEAD,
-                pipelines={"image": decoded, "label": None},
-            )
-            self._stock.memory_manager = _NoStorage()
-            torch.set_num_threads(num_threads)
-        return self._operation, self._stock
-
     def _poll(self, seconds: float) -> Decoded:
         """FFCV's `__next__`, which would wait for ever for a thread that has died."""
-        assert self._iterator is not None and self._operation is not None
+        assert self._iterator is not None
         try:
             result = self._iterator.output_queue.get(timeout=seconds)
         except queue.Empty:
@@ -103,10 +101,6 @@ class FfcvLoader(Loader):
             raise self._operation.error or RuntimeError("FFCV's epoch ended before its last batch")
         _, (decoded,) = result
         return decoded
-
-    def _where(self) -> str:
-        doing = "starting" if self._operation is None else self._operation.doing
-        return self.where(doing)
 
     def _end_iterator(self) -> None:
         """End FFCV's thread: leaving an epoch early would otherwise leak it."""
@@ -121,9 +115,8 @@ class FfcvLoader(Loader):
                 iterator.join(0.05)
 
     def close(self) -> None:
-        self._end_iterator()
-        self._stock = self._operation = None
         super().close()
+        self._stock = None
 
 
 class _GivenOrder(TraversalOrder):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import queue
 import signal
 from collections.abc import Generator, Iterator
@@ -43,13 +45,9 @@ class ReferenceLoader(Loader):
         if self._loader is None:
             self._loader = self._build_loader()
         self._sampler.requests, self._sampler.num_requests = requests, len(batches)
-        is_new = self._iterator is None
-        self._iterator = iter(self._loader)
-        if is_new:
-            # Workers ignore SIGTERM, with which Python would end them, and wait, where nobody calls `close`.
-            Finalize(self, _kill, args=(self._workers(),), exitpriority=0)
         finished = False
         try:
+            self._watchdog.get(self._begin_epoch)
             for _ in batches:
                 yield self._watchdog.get(self._poll)
             finished = True
@@ -80,21 +78,30 @@ class ReferenceLoader(Loader):
             collate_fn=_as_it_is,  # type: ignore[arg-type]
         )
 
-    def _poll(self, seconds: float) -> Decoded:
-        try:
+    def _begin_epoch(self, _seconds: float) -> None:
+        """Start the workers, or wake those of the epoch before and wait until each has answered."""
+        assert self._loader is not None
+        if self._iterator is None:
+            self._iterator = iter(self._loader)
+            # Workers ignore SIGTERM, with which Python would end them, and wait, where nobody calls `close`.
+            Finalize(self, _kill, args=(self._workers(),), exitpriority=0)
+            return
+        self._iterator._timeout = self.plan.timeout_seconds  # waking cannot be taken up again
+        with _empty_after_timeout():
+            iter(self._loader)
+        self._iterator._timeout = POLL_SECONDS
+
+    def _poll(self, _seconds: float) -> Decoded:
+        with _empty_after_timeout():
             item = next(self._iterator)
-        except RuntimeError as error:
-            if TIMED_OUT in str(error):  # the DataLoader's own words; it may be asked again
-                raise queue.Empty from None
-            raise
         return _pinned(item) if self.plan.pin_memory else item
 
     def _where(self) -> str:
         places = []
         for worker, process in enumerate(self._workers()):
-            position = int(self._positions[worker])
-            doing = "decoding" if position == DECODING else f"reading {self.describe(position)}"
-            places.append(f"{doing} in process {process.pid}")
+            doing = self.reading_or("decoding", int(self._positions[worker]))
+            stopped = " (stopped by a signal)" if _is_stopped(process.pid) else ""
+            places.append(f"{doing} in process {process.pid}{stopped}")
         return "; ".join(places) or "starting its workers"
 
     def _workers(self) -> list[BaseProcess]:
@@ -105,7 +112,8 @@ class ReferenceLoader(Loader):
         workers = self._workers()
         for worker in workers:
             if worker.is_alive() and _is_stopped(worker.pid):
-                worker.kill()
+                # Not killed: until `_shutdown_workers`, torch raises an error for a worker that was.
+                os.kill(worker.pid, signal.SIGCONT)  # type: ignore[arg-type]
         if self._iterator is not None:
             self._iterator._shutdown_workers()
         for worker in workers:
@@ -115,6 +123,7 @@ class ReferenceLoader(Loader):
         self._iterator = self._loader = None
 
     def close(self) -> None:
+        self._end_epoch()
         self._end_workers()
         super().close()
 
@@ -122,6 +131,17 @@ class ReferenceLoader(Loader):
 def _kill(workers: list[BaseProcess]) -> None:
     for worker in workers:
         worker.kill()
+
+
+@contextlib.contextmanager
+def _empty_after_timeout() -> Iterator[None]:
+    """Where the DataLoader times out, raise what a `Watchdog` waits through."""
+    try:
+        yield
+    except RuntimeError as error:
+        if TIMED_OUT in str(error):  # the DataLoader's own words
+            raise queue.Empty from None
+        raise
 
 
 def _is_stopped(pid: int | None) -> bool:

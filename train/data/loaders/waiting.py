@@ -67,6 +67,7 @@ class Prefetch(Generic[T]):
         self._items = items
         self._queue: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
         self._closed = threading.Event()
+        self._end: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -97,17 +98,19 @@ class Prefetch(Generic[T]):
             queue.Empty: none within `seconds`.
             Exception: whatever the iterator raised; RuntimeError after `close`.
         """
-        try:
-            item, error = self._queue.get(timeout=seconds)
-        except queue.Empty:
-            if self._closed.is_set():
-                raise RuntimeError(f"{self._thread.name} was closed") from None
-            raise
-        if error is None:
-            return item
-        if isinstance(error, StopIteration):
+        if self._end is None:
+            try:
+                item, error = self._queue.get(timeout=seconds)
+            except queue.Empty:
+                if self._closed.is_set():
+                    raise RuntimeError(f"{self._thread.name} was closed") from None
+                raise
+            if error is None:
+                return item
+            self._end = error  # for whoever asks again, as DALI does after an error
+        if isinstance(self._end, StopIteration):
             return None
-        raise error
+        raise self._end
 
     def take(self) -> T | None:
         """The next item, or None at the end, however long it takes; for threads, which a watchdog watches."""
