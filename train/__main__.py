@@ -83,7 +83,8 @@ def _train(recipe: Recipe, default_name: str) -> int:
             if not isinstance(error, ValueError | RuntimeError | OSError):
                 traceback.print_exc()  # none of the faults that we know: somebody will want to see where
                 sentence = f"{type(error).__name__}: {sentence}"
-            print(f"error (rank {rank}): {sentence}", file=sys.stderr, flush=True)
+            # In one piece: the ranks share a terminal.
+            sys.stderr.write(f"error (rank {rank}): {sentence}\n")
             # The first rank to fail knows why; the others only see it leave.
             if folder is not None and read_status(folder).get("status") != "failed":
                 write_status(folder, "failed", sentence)

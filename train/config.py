@@ -55,7 +55,11 @@ def _check_resolution(value: Any) -> int | dict[int, int]:
         starts = {int(k) if isinstance(k, str) and k.isdigit() else k: v for k, v in value.items()}
         if 0 not in starts or any(isinstance(k, bool) or not isinstance(k, int) or k < 0 for k in starts):
             raise ValueError(f"must name epochs counted from 0, and begin with 0 (given: {value})")
-        return {start: typing.cast(int, _check_resolution(starts[start])) for start in sorted(starts)}
+        return {start: _check_side(starts[start]) for start in sorted(starts)}
+    return _check_side(value)
+
+
+def _check_side(value: Any) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 8 <= value <= 2048:
@@ -336,6 +340,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue  # a list as a key: refused below
             if key_node.value in seen:
                 mark = key_node.start_mark
                 raise yaml.MarkedYAMLError(problem=f"{key_node.value!r} stands twice", problem_mark=mark)
@@ -370,7 +376,7 @@ def _apply_override(tree: dict[str, Any], text: str) -> str | None:
     if not equals or not name:
         return f"override {text!r} is not of the form section.key=value"
     try:
-        value = yaml.safe_load(raw)
+        value = yaml.load(raw, Loader=_UniqueKeyLoader)
     except (yaml.YAMLError, ValueError):  # ValueError: what looks like a date and is none
         return f"override {text!r}: the value is no valid YAML"
     *parents, last = name.split(".")

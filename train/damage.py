@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from data_prep.storage import write_atomically
 from train.data.loaders import Loader
 from train.distributed import Ranks
+from train.tracking.metrics_file import read_metrics
 
 DAMAGED_NAME = "damaged.jsonl"
 
@@ -33,8 +35,12 @@ class DamageLog:
 
     @property
     def num_samples(self) -> int:
-        """Damaged samples that were met since this start, each counted once."""
-        return sum(len(found) for found in self._found.values())
+        """Damaged samples that the run met, also before a restart; known to the primary rank."""
+        return len(self._listed())
+
+    def start_over(self) -> None:
+        """Forget what a start met that left no checkpoint."""
+        self._path.unlink(missing_ok=True)
 
     def gather(self) -> None:
         """Share what was found since the last call; called by all ranks."""
@@ -60,13 +66,16 @@ class DamageLog:
 
     def _write(self) -> None:
         """Add to the list what it does not hold yet: a run may have been started several times."""
-        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else []
-        known = set(lines)
+        rows = self._listed()
+        # Told apart by id: another start may find the same sample at another path, or for another reason.
+        known = {(row.get("split"), row.get("sample_id")) for row in rows}
         for split, found in self._found.items():
             for sample_id, reason in sorted(found.items()):
-                row = {"split": split, "sample_id": sample_id, "reason": reason}
-                row |= self._loaders[split].place(sample_id)
-                line = json.dumps(row, ensure_ascii=False)
-                if line not in known:
-                    lines.append(line)
+                if (split, sample_id) not in known:
+                    row = {"split": split, "sample_id": sample_id, "reason": reason}
+                    rows.append(row | self._loaders[split].place(sample_id))
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
         write_atomically(self._path, "".join(f"{line}\n" for line in lines).encode())
+
+    def _listed(self) -> list[dict[str, Any]]:
+        return read_metrics(self._path) if self._path.is_file() else []

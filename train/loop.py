@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -68,8 +68,7 @@ def train(recipe: Recipe, folder: Path, ranks: Ranks) -> dict[str, Any] | None:
         while run.progress.epoch < recipe.num_epochs:
             reason = train_epoch(run)
             if reason == DAMAGED_DATA:
-                save(run, is_best=False)  # what was learnt so far was learnt from intact samples
-                raise RuntimeError(run.damage.fault)
+                end_for_damage(run)
             if reason is not None:
                 stop_in_good_order(run, reason)
                 return None
@@ -200,15 +199,20 @@ def log_training(run: Run, learning_rate: float) -> None:
 def finish_epoch(run: Run) -> None:
     """Validate, tell the plateau, save."""
     recipe, progress = run.recipe, run.progress
-    progress.epoch += 1
-    progress.samples_in_epoch = 0
-    is_last = progress.epoch == recipe.num_epochs
+    epoch = progress.epoch + 1
     is_best = False
+    result: ValidationResult | None = None
     run.ranks.average_buffers(run.model)
-    if is_last or progress.epoch % recipe.validation.every_epochs == 0:
+    if epoch == recipe.num_epochs or epoch % recipe.validation.every_epochs == 0:
         result = validate(
             run.model, run.val_loader, run.normalize, run.ranks, recipe.validation_resolution, run.autocast
         )
+    run.damage.gather()
+    if run.damage.fault is not None:
+        end_for_damage(run)  # before the epoch counts: with the data mended, its validation is done again
+    progress.epoch = epoch
+    progress.samples_in_epoch = 0
+    if result is not None:
         run.schedule.end_epoch(result.loss, progress.step)
         progress.final_top1, progress.final_top5 = result.top1, result.top5
         is_best = result.top1 > progress.best_top1
@@ -217,9 +221,13 @@ def finish_epoch(run: Run) -> None:
             progress.best_epoch = progress.epoch
         log_validation(run, result, is_best)
     save(run, is_best)
-    run.damage.gather()
-    if run.damage.fault is not None:  # after saving: what was learnt was learnt from intact samples
-        raise RuntimeError(run.damage.fault)
+
+
+def end_for_damage(run: Run) -> NoReturn:
+    """Save before ending: what was learnt so far was learnt from intact samples."""
+    run.ranks.average_buffers(run.model)
+    save(run, is_best=False)
+    raise RuntimeError(run.damage.fault)
 
 
 def log_validation(run: Run, result: ValidationResult, is_best: bool) -> None:
@@ -306,6 +314,7 @@ def save(run: Run, is_best: bool) -> None:
 
 def stop_in_good_order(run: Run, reason: str) -> None:
     """Save in mid-epoch and leave word that this run wants to be started again."""
+    run.damage.gather()  # the next start may not meet them again
     run.ranks.average_buffers(run.model)
     save(run, is_best=False)
     if run.ranks.is_primary:

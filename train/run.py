@@ -210,6 +210,8 @@ def resume_or_start(run: Run) -> bool:
         load_state(run, state)
     if run.ranks.is_primary:
         run.metrics.cut_after(run.progress.step)
+        if state is None:
+            run.damage.start_over()
         if run.recipe.tracking.mlflow:
             run.mlflow = MlflowRun(
                 run.recipe.tracking,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,7 +80,10 @@ def read_status(folder: Path) -> dict[str, Any]:
 def write_status(folder: Path, status: Literal["finished", "restart", "failed"], reason: str) -> None:
     """Tell whoever launched this run what to do now; torchrun's exit code cannot."""
     content = {"status": status, "reason": reason}
-    write_atomically(folder / STATUS_NAME, (json.dumps(content, indent=1) + "\n").encode())
+    # A name of its own: ranks that fail for the same reason write at the same moment.
+    own = folder / f".{STATUS_NAME}-{os.environ.get('RANK', '0')}"
+    write_atomically(own, (json.dumps(content, indent=1) + "\n").encode())
+    own.replace(folder / STATUS_NAME)
 
 
 def recipe_differences(folder: Path, recipe: Recipe) -> list[str]:

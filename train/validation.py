@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,8 @@ from train.distributed import Ranks
 class ValidationResult:
     """Fractions and mean cross-entropy over `num_samples` samples; `correct` are the counts behind them.
 
-    `num_damaged` samples could not be decoded: they count as wrong, and are not in the loss.
+    `num_damaged` samples could not be decoded: they count as wrong, and are not in the loss, which is
+    infinite where nothing is left.
     """
 
     top1: float
@@ -71,7 +73,7 @@ def validate(
     model.train(was_training)
     correct1, correct5, total_loss, count, num_damaged = ranks.sum([*sums.tolist(), loader.num_left_out])
     num_samples = loader.num_samples
-    if count + num_damaged != num_samples or not count:
+    if count + num_damaged != num_samples:
         raise RuntimeError(
             f"validation saw {count:.0f} samples of {num_samples}, {num_damaged:.0f} are damaged: prepare or "
             "copy the data set again, and report this if all of it is intact"
@@ -79,7 +81,7 @@ def validate(
     return ValidationResult(
         top1=correct1 / num_samples,
         top5=correct5 / num_samples,
-        loss=total_loss / count,
+        loss=total_loss / count if count else math.inf,
         num_samples=num_samples,
         correct=(round(correct1), round(correct5)),
         num_damaged=round(num_damaged),
