@@ -66,8 +66,9 @@ def _weights(size: int, side: int, shrinks: bool) -> torch.Tensor:
         pixel = torch.arange(size, dtype=torch.float64)
         covered = torch.minimum(end[:, None], pixel + 1) - torch.maximum(begin[:, None], pixel)
         return (covered.clamp(min=0) / scale).float()
-    first = (place * scale).floor()
-    fraction = (place + 1) - (first + 1) / scale
+    inverse = side / size  # OpenCV's way to compute it decides where `place * scale` is a whole number
+    first = (place * (1 / inverse)).floor()
+    fraction = (place + 1) - (first + 1) * inverse
     fraction = torch.where(fraction <= 0, 0, fraction - fraction.floor())
     weights = torch.zeros(side, size, dtype=torch.float64)
     positions = torch.arange(side)
