@@ -122,7 +122,7 @@ def distributed(timeout_seconds: float = 600) -> Iterator[Ranks]:
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     use_cuda = torch.cuda.is_available()
     device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
-    num_cores = max(1, len(os.sched_getaffinity(0)) // local_world_size)
+    num_cores = share_of_cores(len(os.sched_getaffinity(0)), quota_in_cores(), local_world_size)
     if use_cuda:
         if local_rank >= torch.cuda.device_count():
             raise RuntimeError(
@@ -149,6 +149,41 @@ def distributed(timeout_seconds: float = 600) -> Iterator[Ranks]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def share_of_cores(num_allowed: int, quota: float | None, local_world_size: int) -> int:
+    """Whole cores of each rank of a machine, at least 1.
+
+    Args:
+        num_allowed: cores that its affinity mask lets this process run on.
+        quota: how many of them it may keep busy, or None; containers are limited in this way.
+    """
+    usable = num_allowed if quota is None else min(num_allowed, int(quota))
+    return max(1, usable // local_world_size)
+
+
+def quota_in_cores(
+    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
+) -> float | None:
+    """Time on cores that cgroups (v2) give this process, in cores; None where there is no limit."""
+    try:
+        lines = membership.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    places = [line.removeprefix("0::").lstrip("/") for line in lines if line.startswith("0::")]
+    quotas = []
+    for place in places:
+        folder = root / place  # in a container perhaps one of the host, that is not seen here
+        for level in (folder, *folder.parents):
+            if not level.is_relative_to(root):
+                break
+            try:
+                quota, period = (level / "cpu.max").read_text(encoding="utf-8").split()
+            except (OSError, ValueError):
+                continue
+            if quota != "max":
+                quotas.append(int(quota) / int(period))
+    return min(quotas, default=None)
 
 
 def exit_rank(code: int) -> NoReturn:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import torch
 from data_prep.manifest import Manifest
 from train.config import DataSection, ValidationSection
 from train.data.loaders import Loader, LoaderPlan, build_loader
+from train.data.samples import SampleReader
 from train.distributed import Ranks
 
 SEED = 5
@@ -107,3 +111,53 @@ def same(one: Seen, other: Seen) -> bool:
         np.array_equal(a, b)
         for a, b in ((one.ids, other.ids), (one.labels, other.labels), (one.images, other.images))
     )
+
+
+class ForgetfulReader(SampleReader):
+    """Sees no file change, as where a disk loses bytes by itself. Put in place by `read_with`."""
+
+    def has_changed(self, shard: int) -> bool:
+        return False
+
+
+class UnreadableReader(SampleReader):
+    """A disk with two bad places."""
+
+    samples = (8, 9)
+
+    def _file(self, shard: int) -> int:
+        if self.position in self.samples:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super()._file(shard)
+
+
+class StuckReader(SampleReader):
+    """A disk that does not answer to reads of one sample, until it is `released`, in this process."""
+
+    sample = 17
+    released = threading.Event()
+
+    def _file(self, shard: int) -> int:
+        if self.position == self.sample:
+            self.released.wait()
+        return super()._file(shard)
+
+
+class BrokenReader(SampleReader):
+    """Has a bug."""
+
+    def read(self, sample_id: int) -> bytes:
+        raise ZeroDivisionError("surprise")
+
+
+class PickyReader(SampleReader):
+    """Takes no sample for intact."""
+
+    def fault(self, sample_id: int, content: bytes | OSError, check: bool) -> str | None:
+        return "it is not to my taste"
+
+
+def read_with(loader: Loader, reader: type[SampleReader]) -> Loader:
+    """Let a loader, and its workers of now on, read with this kind of reader."""
+    loader.reader.__class__ = reader
+    return loader

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,15 +17,20 @@ from tests.unit.train.loader_cases import (
     NUM_VAL,
     SEED,
     Case,
+    ForgetfulReader,
+    PickyReader,
     Seen,
+    UnreadableReader,
     consume,
     read,
+    read_with,
     same,
     training,
     validation,
 )
 from train.data.loaders import build_loader
 from train.data.order import epoch_order
+from train.data.samples import SampleReader
 
 Prepared = tuple[Path, Manifest]
 Copy = Callable[[], Path]
@@ -242,23 +246,16 @@ def test_a_byte_that_flips_after_its_check(prepared: Prepared, copy_of_prepared:
     assert damaged == {33} and "CRC-32C differs" in loader.damaged[33]
 
 
-def leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no file look changed, as where a disk loses bytes by itself."""
-    monkeypatch.setattr("train.data.samples.SampleReader.has_changed", lambda self, shard: False)
-
-
 @each_loader
-def test_every_epoch_checks_again(
-    prepared: Prepared, copy_of_prepared: Copy, case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    leave_no_trace(monkeypatch)
+def test_every_epoch_checks_again(prepared: Prepared, copy_of_prepared: Copy, case: Case) -> None:
     shard = Shard.of(copy_of_prepared())
     whole = read(case, training(*prepared, case), epoch=1)
     always, once = (
         build_loader(case.backend, training(shard.folder, shard.manifest, case, check_bytes=check_bytes))
         for check_bytes in ("every_epoch", "first_epoch")
     )
-    consume(always), consume(once)
+    for loader in (always, once):
+        consume(read_with(loader, ForgetfulReader))
     damaged = shard.flip_byte(33)
     check_training(consume(always, epoch=1), whole, damaged, epoch=1)
     consume(once, epoch=1)
@@ -269,15 +266,15 @@ def test_every_epoch_checks_again(
 
 @each_loader
 def test_unchecked_bytes_that_do_not_decode_are_replaced(
-    prepared: Prepared, copy_of_prepared: Copy, case: Case, monkeypatch: pytest.MonkeyPatch
+    prepared: Prepared, copy_of_prepared: Copy, case: Case
 ) -> None:
-    leave_no_trace(monkeypatch)
     shard = Shard.of(copy_of_prepared())
     whole = read(case, training(*prepared, case))
     damaged = {3, 4, 90}
     for sample_id in damaged:
         shard.write(int(shard.index["offset"][sample_id]), bytes(100))  # no header any more
     loader = build_loader(case.backend, training(shard.folder, shard.manifest, case, check_bytes="never"))
+    read_with(loader, ForgetfulReader)
     for _ in range(2):
         check_training(consume(loader), whole, damaged, epoch=0)
         assert loader.damaged == dict.fromkeys(damaged, "it does not decode")
@@ -286,31 +283,23 @@ def test_unchecked_bytes_that_do_not_decode_are_replaced(
 
 @each_loader
 def test_unchecked_validation_leaves_out_what_does_not_decode(
-    prepared: Prepared, copy_of_prepared: Copy, case: Case, monkeypatch: pytest.MonkeyPatch
+    prepared: Prepared, copy_of_prepared: Copy, case: Case
 ) -> None:
-    leave_no_trace(monkeypatch)
     shard = Shard.of(copy_of_prepared(), "val")
     whole = read(case, validation(*prepared, case))
     damaged = {5, *range(20, 30), 42}  # a whole batch among them
     for sample_id in damaged:
         shard.write(int(shard.index["offset"][sample_id]), bytes(100))
     plan = validation(shard.folder, shard.manifest, case, check_bytes="never")
-    check_validation(read(case, plan), whole, damaged)
+    loader = read_with(build_loader(case.backend, plan), ForgetfulReader)
+    check_validation(consume(loader), whole, damaged)
+    loader.close()
 
 
 @each_loader
-def test_a_disk_that_cannot_read(prepared: Prepared, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_cannot_read(prepared: Prepared, case: Case) -> None:
     whole = read(case, training(*prepared, case))
-    places = load_index(*prepared, "train")["offset"][[8, 9]].tolist()
-    pread = os.pread
-
-    def failing(file: int, length: int, offset: int) -> bytes:
-        if offset in places:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return pread(file, length, offset)
-
-    monkeypatch.setattr(os, "pread", failing)
-    loader = build_loader(case.backend, training(*prepared, case))
+    loader = read_with(build_loader(case.backend, training(*prepared, case)), UnreadableReader)
     check_training(consume(loader), whole, {8, 9}, epoch=0)
     loader.close()
     assert loader.damaged == dict.fromkeys([8, 9], "the disk cannot read it (Input/output error)")
@@ -330,14 +319,10 @@ def test_more_damage_than_can_be_replaced(copy_of_prepared: Copy, case: Case) ->
 
 
 @each_loader
-def test_a_loader_goes_on_after_an_epoch_that_failed(
-    prepared: Prepared, case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loader_goes_on_after_an_epoch_that_failed(prepared: Prepared, case: Case) -> None:
     expected = read(case, training(*prepared, case), epoch=1)
     loader = build_loader(case.backend, training(*prepared, case))
-    with monkeypatch.context() as patch:
-        patch.setattr("train.data.samples.SampleReader.fault", lambda *_, **__: "it is not to my taste")
-        with pytest.raises(RuntimeError, match="not to my taste"):
-            consume(loader)
-    assert same(consume(loader, epoch=1), expected)
+    with pytest.raises(RuntimeError, match="not to my taste"):
+        consume(read_with(loader, PickyReader))
+    assert same(consume(read_with(loader, SampleReader), epoch=1), expected)
     loader.close()

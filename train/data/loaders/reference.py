@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
+import multiprocessing.context
 import os
 import queue
 import signal
@@ -24,6 +26,9 @@ from train.data.samples import Fetched, SampleFetcher
 
 DECODING = -1  # where a worker is; else the sample that it reads
 TIMED_OUT = "timed out after"
+WORKER_DIED = (
+    "a worker of the data loader (process {}) was killed: look for a lack of memory in the system's log"
+)
 
 
 class ReferenceLoader(Loader):
@@ -32,10 +37,11 @@ class ReferenceLoader(Loader):
     def __init__(self, plan: LoaderPlan) -> None:
         super().__init__(plan)
         self._sampler = _RequestSampler()
-        self._positions = torch.full((max(1, plan.num_workers),), DECODING).share_memory_()
-        self._data = _JpegDataset(self.fetcher, self._positions)
+        self._data = _JpegDataset(self.fetcher)
+        self._positions = torch.empty(0)  # where each worker is
         self._loader: DataLoader | None = None
         self._iterator: Any = None
+        self._finalizer: Finalize | None = None
         self._watchdog = Watchdog(plan.timeout_seconds, self._where)
 
     def _decode(self, batches: list[np.ndarray], requests: Iterator[Request]) -> Generator[Decoded]:
@@ -45,15 +51,21 @@ class ReferenceLoader(Loader):
         if self._loader is None:
             self._loader = self._build_loader()
         self._sampler.requests, self._sampler.num_requests = requests, len(batches)
+        thread: Prefetch[Decoded] | None = None
         finished = False
         try:
             self._watchdog.get(self._begin_epoch)
-            for _ in batches:
-                yield self._watchdog.get(self._poll)
+            # In a thread: a batch lies in memory that its worker hands over, which one that is stopped does
+            # not do, and the DataLoader's own timeout does not cover.
+            thread = Prefetch(self._results(len(batches)), 1, "take batches from workers")
+            while (item := self._watchdog.get(thread.poll)) is not None:
+                yield item
             finished = True
         finally:
             if not finished:  # workers that are busy with an epoch nobody wants are of no use
                 self._end_workers()
+            if thread is not None:
+                thread.close()
 
     def _decode_here(self, requests: Iterator[Request]) -> Generator[Decoded]:
         decoded = (self._data[request] for request in requests)
@@ -66,8 +78,9 @@ class ReferenceLoader(Loader):
             thread.close()
 
     def _build_loader(self) -> DataLoader:
+        self._positions = torch.full((self.plan.num_workers,), DECODING).share_memory_()
         return DataLoader(
-            self._data,
+            _JpegDataset(self.fetcher, self._positions),
             batch_size=None,  # a request is a whole batch
             sampler=self._sampler,
             num_workers=self.plan.num_workers,
@@ -75,6 +88,9 @@ class ReferenceLoader(Loader):
             prefetch_factor=2,
             timeout=POLL_SECONDS,
             worker_init_fn=_ignore_signals,
+            # Forked from this process, they would inherit locks that threads of other libraries hold, and
+            # hang; so they are forked from a small process that has none.
+            multiprocessing_context=_fork_server(),
             collate_fn=_as_it_is,  # type: ignore[arg-type]
         )
 
@@ -84,17 +100,27 @@ class ReferenceLoader(Loader):
         if self._iterator is None:
             self._iterator = iter(self._loader)
             # Workers ignore SIGTERM, with which Python would end them, and wait, where nobody calls `close`.
-            Finalize(self, _kill, args=(self._workers(),), exitpriority=0)
+            self._finalizer = Finalize(self, _kill, args=(self._workers(),), exitpriority=0)
             return
+        if dead := [str(worker.pid) for worker in self._workers() if not worker.is_alive()]:
+            raise RuntimeError(WORKER_DIED.format(", ".join(dead)))
         self._iterator._timeout = self.plan.timeout_seconds  # waking cannot be taken up again
         with _empty_after_timeout():
             iter(self._loader)
         self._iterator._timeout = POLL_SECONDS
 
-    def _poll(self, _seconds: float) -> Decoded:
-        with _empty_after_timeout():
-            item = next(self._iterator)
-        return _pinned(item) if self.plan.pin_memory else item
+    def _results(self, num_batches: int) -> Iterator[Decoded]:
+        iterator, num_results = self._iterator, 0
+        while num_results < num_batches and self._iterator is iterator:
+            try:
+                with _empty_after_timeout():
+                    item = next(iterator)
+            except queue.Empty:
+                continue
+            except (EOFError, ConnectionError) as error:  # while it handed over a batch
+                raise RuntimeError(WORKER_DIED.format("one of several")) from error
+            num_results += 1
+            yield _pinned(item) if self.plan.pin_memory else item
 
     def _where(self) -> str:
         places = []
@@ -120,12 +146,21 @@ class ReferenceLoader(Loader):
             if worker.is_alive():
                 worker.kill()
                 worker.join()
-        self._iterator = self._loader = None
+        if self._finalizer is not None:
+            self._finalizer.cancel()
+        self._iterator = self._loader = self._finalizer = None
+        self._positions = torch.empty(0)
 
     def close(self) -> None:
         self._end_epoch()
         self._end_workers()
         super().close()
+
+
+def _fork_server() -> multiprocessing.context.ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def _kill(workers: list[BaseProcess]) -> None:
@@ -181,7 +216,7 @@ class _RequestSampler(Sampler[Request]):
 
 
 class _JpegDataset(Dataset):
-    def __init__(self, fetcher: SampleFetcher, positions: torch.Tensor) -> None:
+    def __init__(self, fetcher: SampleFetcher, positions: torch.Tensor | None = None) -> None:
         self._fetcher = fetcher
         self._positions = positions
 
@@ -203,7 +238,7 @@ class _JpegDataset(Dataset):
     def _watch(self) -> None:
         """In a worker, write where it is to memory that the rank sees."""
         info = torch.utils.data.get_worker_info()
-        if info is not None:
+        if info is not None and self._positions is not None:
             self._fetcher.reader.report_to(self._positions.numpy()[info.id : info.id + 1])
 
 

@@ -100,14 +100,15 @@ class Prefetch(Generic[T]):
         """
         if self._end is None:
             try:
-                item, error = self._queue.get(timeout=seconds)
+                # In no variable of this frame, which the error's traceback would keep, and it the error.
+                item, self._end = self._queue.get(timeout=seconds)
             except queue.Empty:
                 if self._closed.is_set():
                     raise RuntimeError(f"{self._thread.name} was closed") from None
                 raise
-            if error is None:
+            if self._end is None:
                 return item
-            self._end = error  # for whoever asks again, as DALI does after an error
+        # Kept for whoever asks again, as DALI does after an error.
         if isinstance(self._end, StopIteration):
             return None
         raise self._end
@@ -129,5 +130,6 @@ class Prefetch(Generic[T]):
             except queue.Empty:
                 break
         self._thread.join(JOIN_SECONDS)
+        self._end = None  # its traceback holds whatever the error passed through
         if self._thread.is_alive():
             print(f"the thread {self._thread.name} does not end: is its disk stuck?", file=sys.stderr)
