@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 
 from data_prep.manifest import Manifest
 from train.config import DataSection, ValidationSection
@@ -39,6 +40,16 @@ CASES = [
     pytest.param(Case("ffcv"), marks=pytest.mark.ffcv, id="ffcv"),
     pytest.param(Case("dali"), marks=pytest.mark.dali, id="dali"),
 ]
+
+
+def long_but(*short: str) -> list[ParameterSet]:
+    """The cases; only those with these names run in CI."""
+    return [
+        case
+        if case.id in short
+        else pytest.param(*case.values, marks=[*case.marks, pytest.mark.long], id=case.id)
+        for case in CASES
+    ]
 
 
 def training(
