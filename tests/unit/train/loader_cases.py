@@ -162,10 +162,14 @@ class BrokenReader(SampleReader):
 
 
 class PickyReader(SampleReader):
-    """Takes no sample for intact."""
+    """Takes no sample for intact that it checks."""
 
     def fault(self, sample_id: int, content: bytes | OSError, check: bool) -> str | None:
-        return "it is not to my taste"
+        return "it is not to my taste" if check else None
+
+
+class UntracedPickyReader(ForgetfulReader, PickyReader):
+    """Lets unchecked bytes pass, and has nothing to replace them with."""
 
 
 def read_with(loader: Loader, reader: type[SampleReader]) -> Loader:

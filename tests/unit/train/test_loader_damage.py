@@ -21,6 +21,7 @@ from tests.unit.train.loader_cases import (
     PickyReader,
     Seen,
     UnreadableReader,
+    UntracedPickyReader,
     consume,
     long_but,
     read,
@@ -325,5 +326,22 @@ def test_a_loader_goes_on_after_an_epoch_that_failed(prepared: Prepared, case: C
     loader = build_loader(case.backend, training(*prepared, case))
     with pytest.raises(RuntimeError, match="not to my taste"):
         consume(read_with(loader, PickyReader))
+    assert same(consume(read_with(loader, SampleReader), epoch=1), expected)
+    loader.close()
+
+
+@each_loader
+def test_a_loader_goes_on_after_it_could_not_replace(
+    prepared: Prepared, copy_of_prepared: Copy, case: Case
+) -> None:
+    expected = read(case, training(*prepared, case), epoch=1)
+    shard = Shard.of(copy_of_prepared())
+    intact = shard.path.read_bytes()
+    shard.write(int(shard.index["offset"][epoch_order(SEED, 0, NUM_TRAIN)[20]]), bytes(100))
+    loader = build_loader(case.backend, training(shard.folder, shard.manifest, case, check_bytes="never"))
+    read_with(loader, UntracedPickyReader)
+    with pytest.raises(RuntimeError, match="it does not decode; so are 32 others"):
+        consume(loader)
+    shard.write(0, intact)
     assert same(consume(read_with(loader, SampleReader), epoch=1), expected)
     loader.close()
