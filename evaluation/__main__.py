@@ -25,6 +25,7 @@ from evaluation.predict import TrainedModel, load_trained, predict
 from evaluation.report import ReportFiles, write_report
 from train.config import RecipeError, load_recipe
 from train.cost import find_price
+from train.data.loaders import BACKENDS
 from train.data.staging import stage
 from train.run_folder import METRICS_NAME, RECIPE_NAME, SUMMARY_NAME
 from train.tracking.metrics_file import read_metrics
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", required=True, help="the prepared data set: a folder or s3://…")
     parser.add_argument("--split", choices=["val", "train"], default="val")
     parser.add_argument("--out", type=Path, help="default: report/ in the run's folder")
-    parser.add_argument("--loader", choices=["auto", "ffcv", "reference"], default="auto")
+    parser.add_argument("--loader", choices=["auto", *BACKENDS], default="auto")
     parser.add_argument("--resolution", type=int, help="side in pixels (default: the recipe's)")
     parser.add_argument("--no-mlflow", action="store_true", help="do not add the report to the MLflow run")
     parser.add_argument("--tracking-uri", help="MLflow server to add the report to (default: the run's own)")

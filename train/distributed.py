@@ -122,7 +122,7 @@ def distributed(timeout_seconds: float = 600) -> Iterator[Ranks]:
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     use_cuda = torch.cuda.is_available()
     device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
-    num_cores = share_of_cores(len(os.sched_getaffinity(0)), quota_in_cores(), local_world_size)
+    num_cores = rank_cores(len(os.sched_getaffinity(0)), quota_in_cores(), local_world_size)
     if use_cuda:
         if local_rank >= torch.cuda.device_count():
             raise RuntimeError(
@@ -151,7 +151,7 @@ def distributed(timeout_seconds: float = 600) -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
-def share_of_cores(num_allowed: int, quota: float | None, local_world_size: int) -> int:
+def rank_cores(num_allowed: int, quota: float | None, local_world_size: int) -> int:
     """Whole cores of each rank of a machine, at least 1.
 
     Args:

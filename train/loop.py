@@ -24,6 +24,7 @@ from train.checkpoint import CHECKPOINT_VERSION, CheckpointEntry, CheckpointStor
 from train.config import Recipe, dump_recipe
 from train.data.batch import Batch
 from train.data.preflight import quick_preflight
+from train.data.samples import NothingIntactError
 from train.data.staging import staged_folder
 from train.distributed import Ranks
 from train.models.build import num_parameters
@@ -75,6 +76,10 @@ def train(recipe: Recipe, folder: Path, ranks: Ranks) -> dict[str, Any] | None:
             finish_epoch(run)
         return finish_run(run)
     except BaseException as error:
+        if isinstance(error, NothingIntactError) and ranks.world_size == 1:
+            # With several ranks the others are in the middle of a step: there the last checkpoint stands.
+            run.damage.gather()
+            save(run, is_best=False)
         if run.mlflow is not None:
             run.mlflow.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise

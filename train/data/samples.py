@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import resource
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,10 @@ from data_prep.storage import crc32c
 from train.data.augment import Augmentation
 
 READ_AHEAD_BATCHES = 3  # announced to the kernel, which reads them from the disk side by side
+
+
+class NothingIntactError(RuntimeError):
+    """So much is damaged that nothing was found to put in its place."""
 
 
 class Damage(NamedTuple):
@@ -134,6 +139,10 @@ class SampleReader:
             os.posix_fadvise(file, int(row["offset"]), int(row["length"]), os.POSIX_FADV_WILLNEED)
 
     def _open(self) -> list[io.FileIO]:
+        # A large set has more shards than many systems let a process open by default.
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != hard:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         # Objects rather than numbers: they are closed with a reader that nobody closes.
         return [path.open("rb", buffering=0) for path in self.paths]
 
@@ -222,7 +231,7 @@ class SampleFetcher:
             content = self._read(candidate)
             if candidate != damaged_id and reader.fault(candidate, content, check=True) is None:
                 return candidate, content  # type: ignore[return-value]
-        raise RuntimeError(
+        raise NothingIntactError(
             f"sample {damaged_id} is damaged: {fault}; so are {len(candidates)} others that were drawn in "
             f"its place: copy the data set at {reader.paths[0].parent} again, or prepare it again"
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from train import distributed as module
-from train.distributed import distributed, quota_in_cores, share_of_cores
+from train.distributed import distributed, quota_in_cores, rank_cores
 
 
 @pytest.mark.parametrize(
@@ -24,8 +24,8 @@ from train.distributed import distributed, quota_in_cores, share_of_cores
         (4, 96.0, 2, 2),
     ],
 )
-def test_share_of_cores(num_allowed: int, quota: float | None, local_world_size: int, share: int) -> None:
-    assert share_of_cores(num_allowed, quota, local_world_size) == share
+def test_rank_cores(num_allowed: int, quota: float | None, local_world_size: int, share: int) -> None:
+    assert rank_cores(num_allowed, quota, local_world_size) == share
 
 
 def cgroups(tmp_path: Path, place: str, limits: dict[str, str]) -> tuple[Path, Path]:

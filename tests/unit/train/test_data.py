@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.manifest import Manifest, load_index, load_manifest
+from data_prep.manifest import ImageSettings, Manifest, load_index, load_manifest
+from data_prep.pipeline import PrepareOptions, prepare
+from data_prep.sources import open_source
 from train.config import DataSection, ValidationSection
 from train.data.augment import center_crops, philox4x32, random_flips, random_resized_crops
 from train.data.loaders import Loader, LoaderPlan, build_loader, choose_backend
@@ -243,6 +245,21 @@ def test_validation_loader_is_whole(prepared: tuple[Path, Manifest], backend: st
             seen += batch.sample_ids.tolist()
         loader.close()
     assert sorted(seen) == list(range(43))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_decoder_s_warning_is_no_damage(image_folder: Path, tmp_path: Path, backend: str) -> None:
+    for path in image_folder.rglob("*.jpg"):
+        # Extraneous bytes before the end: kept as they are by a lossless preparation, and decoded alike.
+        path.write_bytes(path.read_bytes()[:-2] + b"\x11\x22\x33\x44\x55\x66\xff\xd9")
+    images = ImageSettings(encode="lossless")
+    options = PrepareOptions(out=tmp_path / "data", images=images, num_workers=1, progress=False)
+    manifest = prepare(open_source(image_folder), options)
+    assert manifest is not None and manifest.num_quarantined == 0
+    loader = build_loader(backend, training_plan(tmp_path / "data", manifest))
+    assert sum(len(batch) for batch in loader.epoch(0, resolution=32)) == 24
+    loader.close()
+    assert not loader.damaged
 
 
 def damaged(folder: Path, sample_id: int) -> tuple[Path, Manifest]:

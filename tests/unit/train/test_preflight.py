@@ -451,8 +451,8 @@ def test_a_model_without_memory_is_a_sentence_with_a_remedy(
     assert "no verdict" in capsys.readouterr().out
 
 
-def test_data_on_s3_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="stage it first"):
+def test_a_mistyped_location_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no path, and no s3://"):
         preflight(recipe_of(Path("s3://bucket/set")), None, 1.0, None)
 
 

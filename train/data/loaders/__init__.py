@@ -16,6 +16,8 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from train.data.loaders.base import Loader, LoaderPlan
 
 __all__ = ["BACKENDS", "Loader", "LoaderPlan", "build_loader", "choose_backend"]
@@ -93,6 +95,8 @@ def choose_backend(wanted: str, shard_format: str) -> tuple[str, str]:
             passed.append(f"{name} does not read {shard_format} shards")
         elif fault := backend.fault():
             passed.append(fault)
+        elif name == "dali" and torch.cuda.is_available():
+            passed.append("dali's decoding on a GPU has not been tried yet: data.loader=dali asks for it")
         else:
             reason = f"the fastest that is here and reads {shard_format} shards"
             return name, "; ".join([reason, *passed])

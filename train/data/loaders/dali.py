@@ -92,7 +92,7 @@ class DaliLoader(Loader):
             if isinstance(images, TensorListCPU) and self._by_area:
                 yield _decoded(self._resized(images, item.request), item)
             else:
-                yield _decoded(torch.from_dlpack(images.as_tensor()), item)
+                yield _decoded(torch.from_dlpack(images.as_tensor()).clone(), item)
 
     def _resized(self, crops: TensorListCPU, request: Request) -> torch.Tensor:
         """Crops of any size, in DALI's memory → resized by area, and mirrored."""
@@ -154,6 +154,7 @@ class DaliLoader(Loader):
             num_threads=self._num_threads,
             device_id=self._device_id,
             prefetch_queue_depth=BATCHES_AHEAD,
+            exec_dynamic=True,  # or a batch's memory would be written to again while it is in use
             set_affinity=False,
         )
         on_cpu = self._device_id is None

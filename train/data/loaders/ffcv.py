@@ -44,9 +44,12 @@ FETCHED_AHEAD = 2  # batches whose bytes wait for a decoder
 # Of turbojpeg.h, whose functions FFCV's library brings with it.
 TJPF_RGB = 0
 TJFLAG_ACCURATEDCT = 4096
+TJERR_WARNING = 0
 decompress = lib.tjDecompress2
 decompress.argtypes = [c_void_p, c_void_p, c_ulong, c_void_p, c_int, c_int, c_int, c_int, c_int]
 decompress.restype = c_int
+error_code = lib.tjGetErrorCode
+error_code.argtypes, error_code.restype = [c_void_p], c_int
 lib.tjInitDecompress.argtypes, lib.tjInitDecompress.restype = [], c_void_p
 lib.tjDestroy.argtypes, lib.tjDestroy.restype = [c_void_p], c_int
 
@@ -61,7 +64,9 @@ class FfcvLoader(Loader):
         self._order = _GivenOrder()
         # FFCV takes 0 for "all cores"; numba has no more threads than this.
         num_workers = num_threads(plan.num_workers)
-        self._operation = _DecodeCropResizeFlip(self.fetcher, num_workers, plan.pin_memory)
+        self._operation = _DecodeCropResizeFlip(
+            self.fetcher, num_workers, plan.pin_memory, is_strict=plan.check_bytes == "never"
+        )
         # Now rather than before the first epoch: it reads tables of the file, which may be damaged by then.
         self._stock: StockLoader | None = self._build_stock(num_workers)
         self._iterator: Any = None  # FFCV's EpochIterator, a thread
@@ -179,13 +184,15 @@ class _TakeIds(SimpleRGBImageDecoder):
 class _DecodeCropResizeFlip(Operation):
     """Ids → intact bytes → decode → crop → resize → perhaps mirror."""
 
-    def __init__(self, fetcher: SampleFetcher, num_threads: int, pin_memory: bool) -> None:
+    def __init__(self, fetcher: SampleFetcher, num_threads: int, pin_memory: bool, is_strict: bool) -> None:
         super().__init__()
         self.doing = "starting"
         self.error: BaseException | None = None
         self._fetcher = fetcher
         self._fetched: Prefetch[Fetched] | None = None
         self._pin_memory = pin_memory
+        # Bytes that nobody compared must not even warn; others may, as they did when they were prepared.
+        self._is_strict = is_strict
         index = fetcher.reader.index
         largest = 3 * int((index["width"].astype(np.int64) * index["height"]).max())
         self._scratch = np.empty((num_threads, largest), np.uint8)
@@ -242,6 +249,7 @@ class _DecodeCropResizeFlip(Operation):
             request.flips,
             self._scratch,
             images.numpy(),
+            self._is_strict,
         )
         return images, statuses
 
@@ -252,11 +260,14 @@ def _destroy(decoders: list[int]) -> None:
 
 
 @numba.njit(nogil=True, parallel=True, error_model="numpy")
-def decode_crop_resize_flip(decoders, jpegs, bounds, widths, heights, boxes, flips, scratch, images):
+def decode_crop_resize_flip(
+    decoders, jpegs, bounds, widths, heights, boxes, flips, scratch, images, is_strict
+):
     """Decode the JPEGs that lie one after the other in `jpegs`, each between two of `bounds`.
 
     Args:
         decoders: a handle of TurboJPEG for each thread. scratch: room for an image for each thread.
+            is_strict: whether a warning of the decoder counts as an error.
 
     Returns:
         int64, shape (n,): 0 where an image was decoded.
@@ -278,6 +289,8 @@ def decode_crop_resize_flip(decoders, jpegs, bounds, widths, heights, boxes, fli
             TJPF_RGB,
             TJFLAG_ACCURATEDCT,
         )
+        if statuses[position] != 0 and not is_strict and error_code(decoders[thread]) == TJERR_WARNING:
+            statuses[position] = 0
         if statuses[position] == 0:
             whole = pixels.reshape(height, width, 3)
             crop_resize_flip(whole, boxes[position], flips[position], images[position])

@@ -68,8 +68,7 @@ class ReferenceLoader(Loader):
                 thread.close()
 
     def _decode_here(self, requests: Iterator[Request]) -> Generator[Decoded]:
-        decoded = (self._data[request] for request in requests)
-        thread = Prefetch(decoded, 1, "reference loader")
+        thread = Prefetch(self._data.decode_all(requests), 1, "reference loader")
         watchdog = Watchdog(self.plan.timeout_seconds, lambda: self.where("decoding"))
         try:
             while (item := watchdog.get(thread.poll)) is not None:
@@ -119,6 +118,8 @@ class ReferenceLoader(Loader):
                 continue
             except (EOFError, ConnectionError) as error:  # while it handed over a batch
                 raise RuntimeError(WORKER_DIED.format("one of several")) from error
+            if isinstance(item, RuntimeError):
+                raise item
             num_results += 1
             yield _pinned(item) if self.plan.pin_memory else item
 
@@ -220,8 +221,18 @@ class _JpegDataset(Dataset):
         self._fetcher = fetcher
         self._positions = positions
 
-    def __getitem__(self, request: Request) -> Decoded:
+    def __getitem__(self, request: Request) -> Decoded | RuntimeError:
+        """A batch; or the error, as a value: torch would wrap what a worker raises in its traceback."""
         self._watch()
+        try:
+            return self._decode(request)
+        except RuntimeError as error:
+            return error
+
+    def decode_all(self, requests: Iterator[Request]) -> Iterator[Decoded]:
+        return map(self._decode, requests)
+
+    def _decode(self, request: Request) -> Decoded:
         fetched = self._fetcher.fetch(request)
         pixels = [_pixels(jpeg) for jpeg in fetched.jpegs]
         while faults := {n: "it does not decode" for n, image in enumerate(pixels) if image is None}:

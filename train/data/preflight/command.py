@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from data_prep.manifest import Manifest, check_size, load_index, load_manifest
-from data_prep.storage import write_atomically
+from data_prep.storage import is_s3, write_atomically
 from train.check import split_faults
 from train.config import Recipe
 from train.cost import find_price
@@ -29,7 +29,8 @@ from train.data.preflight.machine import ColdRead, free_bytes, read_cold, share_
 from train.data.preflight.measure import loader_rate, model_rate, shortened, training_step, validation_step
 from train.data.preflight.report import as_json, say, say_expected
 from train.data.preflight.verdict import limit_of, loading_matters, size_in_words, verdict
-from train.distributed import Ranks, describe_hardware
+from train.data.staging import stage
+from train.distributed import Ranks, describe_hardware, quota_in_cores, rank_cores
 from train.models.build import build_model, model_fault, num_parameters
 from train.precision import choose_precision
 from train.tracking.console import duration
@@ -114,11 +115,9 @@ def preflight(recipe: Recipe, num_ranks: int | None, seconds: float, json_path: 
 
 
 def _prepare(recipe: Recipe, num_ranks: int | None, seconds: float) -> Preflight:
-    if str(recipe.data.path).startswith("s3:"):
-        raise ValueError(
-            f"{recipe.data.path} is no local folder: stage it first (train once, or python -m data_prep copy)"
-        )
     folder = Path(recipe.data.path)
+    if is_s3(str(recipe.data.path)):  # copied as training would copy it, which finds it there then
+        folder = stage(str(recipe.data.path), recipe.data.stage_folder).folder
     manifest = load_manifest(folder)
     faults = split_faults(manifest, recipe)
     if fault := model_fault(recipe.model):
@@ -131,7 +130,7 @@ def _prepare(recipe: Recipe, num_ranks: int | None, seconds: float) -> Preflight
     backend, reason = choose_backend(recipe.data.loader, manifest.format)
     device = torch.device("cuda", 0) if use_cuda else torch.device("cpu")
     cores = sorted(os.sched_getaffinity(0))
-    ranks = Ranks(0, num_ranks, 0, num_ranks, device, max(1, len(cores) // num_ranks))
+    ranks = Ranks(0, num_ranks, 0, num_ranks, device, rank_cores(len(cores), quota_in_cores(), num_ranks))
     counts = " and ".join(f"{split.num_samples:,} {name}" for name, split in manifest.splits.items())
     print(
         f"{recipe.data.path}: {counts} images; loader {backend} ({reason})\n"
