@@ -481,7 +481,7 @@ def test_tars_are_trained_on_with_dali(prepared_tars: tuple[Path, Manifest], tmp
     words = ["train", str(small_steps(tmp_path, prepared_tars[0])), f"run.folder={tmp_path}", ONE_EPOCH]
     result = run(*words, "data.loader=auto", num_ranks=2)
     summary = succeeded(result, tmp_path / "tiny")
-    reason = "the fastest that is here and reads dali shards; ffcv does not read dali shards"
+    reason = "the first choice for dali shards that is here; ffcv does not read dali shards"
     assert f"loader dali ({reason})" in result.stdout
     assert len(rows(tmp_path / "tiny", "train")) == STEPS and summary["final_top5"] == 1
     assert summary["damaged_samples"] == 0 and not (tmp_path / "tiny" / "damaged.jsonl").exists()
