@@ -64,8 +64,8 @@ def _dali_fault() -> str | None:
     return None
 
 
-# `auto` takes the first one that reads the shards and is there. On `.beton` DALI is some 15% faster than FFCV on
-# CPUs (benchmarks/RESULTS.md), for more memory, and with a GPU decodes differently: so it comes second.
+# `auto` takes the first one that reads the shards and is there. On `.beton` DALI is some 15% faster than FFCV
+# on CPUs (benchmarks/RESULTS.md), for more memory, and with a GPU decodes differently: so it comes second.
 BACKENDS = {
     "ffcv": Backend("ffcv", "FfcvLoader", ("ffcv",), lambda: _ffcv_fault()),
     "dali": Backend("dali", "DaliLoader", ("dali", "ffcv"), lambda: _dali_fault()),
