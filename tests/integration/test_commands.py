@@ -50,7 +50,7 @@ def shell(words: list[str], folder: Path, **extra: str) -> subprocess.CompletedP
 
 def test_readme_commands_work_in_order(workplace: Path) -> None:
     commands = [c for c in readme_commands() if c.startswith(("python", "torchrun"))]
-    assert len(commands) == 8
+    assert len(commands) == 9
     for command in commands:
         if "nproc-per-node=gpu" in command:
             continue  # needs a GPU; the same command with two ranks stands above it
@@ -105,17 +105,20 @@ def test_demo_stops_at_bad_sources_with_one_sentence(
     assert result.returncode == 1 and sentence in result.stderr and "Traceback" not in result.stderr
 
 
-def test_demo_without_ffcv_goes_on_with_the_reference_loader(
+def test_without_ffcv_and_dali_the_reference_loader_goes_on(
     prepared: tuple[Path, Manifest], workplace: Path, tmp_path: Path
 ) -> None:
     # A package that fails to import, as a build against a missing library does.
     (tmp_path / "ffcv").mkdir()
     (tmp_path / "ffcv" / "__init__.py").write_text("raise ImportError('libopencv_core.so.406: cannot open')")
+    (tmp_path / "nvidia").mkdir()  # DALI is in a package of that name: with this one, there is none
+    (tmp_path / "nvidia" / "__init__.py").write_text("")
     words = [sys.executable, "-m", "train", "configs/demo.yaml", f"data.path={prepared[0]}", "run.name=plain"]
     words += ["lr_finder.enabled=false", "lr_finder.use=false", "tracking.mlflow=false"]
     result = shell(words, workplace, PYTHONPATH=str(tmp_path))
     assert result.returncode == 0, result.stderr
-    assert "loader reference (FFCV does not import (libopencv_core.so.406" in result.stdout
+    assert "loader reference (" in result.stdout and "DALI is not installed" in result.stdout
+    assert "FFCV does not import (libopencv_core.so.406" in result.stdout
 
 
 def test_setup_script_is_sound() -> None:
