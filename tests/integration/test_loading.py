@@ -73,7 +73,7 @@ def test_ctrl_c_ends_the_process_and_its_workers(prepared: tuple[Path, Manifest]
     workers = json.loads(process.stdout.readline())
     assert len(workers) == case.num_workers
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all processes
-    _, err = process.communicate(timeout=SECONDS)
+    _, err = wait(process)
     assert process.returncode == -signal.SIGINT and "KeyboardInterrupt" in err
     assert [pid for pid in workers if is_alive(pid)] == []
 

@@ -13,6 +13,7 @@ import gc
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -186,6 +187,8 @@ def consume(loader: Loader, num_epochs: int) -> None:
 if __name__ == "__main__":
     what, backend, num_workers, folder = sys.argv[1:]
     torch.set_num_threads(1)
+    # A job in the background ignores Ctrl-C, and hands that on: here it must not.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     case = Case(backend, int(num_workers))
     if what == "endings":
         Endings(case, Path(folder)).run()
