@@ -40,10 +40,12 @@ def start(what: str, case: Case, folder: Path) -> subprocess.Popen[str]:
     )
 
 
-def wait(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """What it printed; it and all processes of its session are gone afterwards."""
+def wait(process: subprocess.Popen[str], workers: list[int] | None = None) -> tuple[str, str]:
+    """What it printed; its workers must have ended with it. Whatever did not is killed."""
     try:
-        return process.communicate(timeout=SECONDS)
+        output = process.communicate(timeout=SECONDS)
+        assert [pid for pid in workers or [] if is_alive(pid)] == []
+        return output
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -73,17 +75,16 @@ def test_ctrl_c_ends_the_process_and_its_workers(prepared: tuple[Path, Manifest]
     workers = json.loads(process.stdout.readline())
     assert len(workers) == case.num_workers
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all processes
-    _, err = wait(process)
+    _, err = wait(process, workers)
     assert process.returncode == -signal.SIGINT and "KeyboardInterrupt" in err
-    assert [pid for pid in workers if is_alive(pid)] == []
 
 
 @pytest.mark.long
 def test_a_process_ends_though_nobody_closed_its_workers(prepared: tuple[Path, Manifest]) -> None:
     process = start("whole", Case("reference", num_workers=2), prepared[0])
-    out, err = wait(process)
+    assert process.stdout is not None
+    _, err = wait(process, json.loads(process.stdout.readline()))
     assert process.returncode == 0, err
-    assert [pid for pid in json.loads(out) if is_alive(pid)] == []
 
 
 @pytest.mark.parametrize("case", long_but("reference"))
