@@ -184,7 +184,8 @@ def await_lines(process: subprocess.Popen[str], out: Path, attempt: int, num_lin
 
 def kill_tree(process: subprocess.Popen[str]) -> None:
     """As a lost machine: the launcher, its ranks, their workers."""
-    for pid in list(descendants(process.pid)):
+    # One that has ended has no number any more; another process may have it.
+    for pid in list(descendants(process.pid)) if process.poll() is None else []:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait()
