@@ -47,10 +47,11 @@ def test_a_killed_worker_is_an_error(prepared: Prepared, num_taken: int) -> None
 
 @pytest.mark.parametrize("num_taken", [1, NUM_TRAIN // 16 + 1])
 def test_a_stopped_worker_is_named(prepared: Prepared, num_taken: int) -> None:
-    loader = build_loader("reference", training(*prepared, WORKERS, timeout_seconds=1.0))
+    loader = build_loader("reference", training(*prepared, WORKERS))
     batches = loader.epoch(0, resolution=32)
     taken = [batch for batch, _ in zip(batches, range(num_taken), strict=False)]
     assert taken
+    loader._watchdog._timeout_seconds = 1.0  # only now: workers need longer than that to start
     stopped = multiprocessing.active_children()[0].pid
     os.kill(stopped, signal.SIGSTOP)  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match=rf"in process {stopped} \(stopped by a signal\)"):
@@ -78,7 +79,7 @@ def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 def test_a_stuck_disk_is_named_and_left(
     prepared: Prepared, case: Case, stuck: threading.Event, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    loader = build_loader(case.backend, training(*prepared, case, timeout_seconds=2.0))
+    loader = build_loader(case.backend, training(*prepared, case, timeout_seconds=8.0))
     if case.backend == "ffcv":  # compiled before: that may take longer than the timeout
         before = build_loader(case.backend, training(*prepared, case))
         next(before.epoch(1, resolution=32))

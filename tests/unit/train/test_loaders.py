@@ -228,14 +228,14 @@ def test_a_global_batch_that_cannot_be_shared_is_refused(prepared: Prepared, cas
 @pytest.mark.parametrize(
     ("shard_format", "missing", "chosen", "reasons"),
     [
-        ("ffcv", (), "ffcv", ["fastest"]),
-        ("ffcv", ("ffcv",), "dali", ["fastest", "no ffcv"]),
-        ("ffcv", ("ffcv", "dali"), "reference", ["fastest", "no ffcv", "no dali"]),
-        ("dali", (), "dali", ["fastest", "ffcv does not read dali shards"]),
+        ("ffcv", (), "ffcv", ["first choice"]),
+        ("ffcv", ("ffcv",), "dali", ["first choice", "no ffcv"]),
+        ("ffcv", ("ffcv", "dali"), "reference", ["first choice", "no ffcv", "no dali"]),
+        ("dali", (), "dali", ["first choice", "ffcv does not read dali shards"]),
         ("dali", ("dali",), "reference", ["ffcv does not read dali shards", "no dali"]),
     ],
 )
-def test_auto_takes_the_fastest_and_says_what_it_passed_over(
+def test_auto_takes_the_first_choice_and_says_what_it_passed_over(
     monkeypatch: pytest.MonkeyPatch,
     shard_format: str,
     missing: tuple[str, ...],

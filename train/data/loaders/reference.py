@@ -166,7 +166,8 @@ def _fork_server() -> multiprocessing.context.ForkServerContext:
 
 def _kill(workers: list[BaseProcess]) -> None:
     for worker in workers:
-        worker.kill()
+        if worker.is_alive():  # else its number may be another process's by now
+            worker.kill()
 
 
 @contextlib.contextmanager
