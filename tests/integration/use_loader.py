@@ -199,5 +199,5 @@ if __name__ == "__main__":
         if what == "stuck":
             # All is compiled by now, so that little time means that it is stuck.
             waiting.JOIN_SECONDS = 0.5
-            loader = build_loader(backend, replace(plan, timeout_seconds=2.0))
+            loader = build_loader(backend, replace(plan, timeout_seconds=8.0))
             consume(read_with(loader, StuckReader), 1)

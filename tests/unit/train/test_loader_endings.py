@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -51,7 +52,9 @@ def test_a_stopped_worker_is_named(prepared: Prepared, num_taken: int) -> None:
     batches = loader.epoch(0, resolution=32)
     taken = [batch for batch, _ in zip(batches, range(num_taken), strict=False)]
     assert taken
-    loader._watchdog._timeout_seconds = 1.0  # only now: workers need longer than that to start
+    # Only now: workers need longer than that to start.
+    loader.plan = dataclasses.replace(loader.plan, timeout_seconds=1.0)
+    loader._watchdog = waiting.Watchdog(1.0, loader._where)
     stopped = multiprocessing.active_children()[0].pid
     os.kill(stopped, signal.SIGSTOP)  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match=rf"in process {stopped} \(stopped by a signal\)"):
