@@ -134,7 +134,7 @@ def build_run(
         model=model,
         trained=trained,
         normalize=Normalize(*statistics, channels_last=recipe.model.channels_last).to(ranks.device),
-        criterion=nn.CrossEntropyLoss(label_smoothing=recipe.optimizer.label_smoothing),
+        criterion=nn.CrossEntropyLoss(label_smoothing=recipe.loss.label_smoothing),
         optimizer=build_optimizer(model, recipe.optimizer),
         scaler=build_scaler(precision, ranks.device),
         schedule=Schedule(

@@ -14,7 +14,8 @@ from tests.conftest import ROOT
 TINY_RECIPE = """
 data: {path: DATA, loader: reference, num_workers: 0, global_batch_size: 24, resolution: 32}
 model: {library: timm, name: test_resnet}
-optimizer: {name: sgd, peak_lr: 0.05, label_smoothing: 0.1}
+optimizer: {name: sgd, peak_lr: 0.05}
+loss: {label_smoothing: 0.1}
 schedule: {phases: [{kind: one_cycle, epochs: 2}, {kind: plateau, epochs: 1, initial_lr_fraction: 0.05}]}
 validation: {batch_size: 10, crop_ratio: 1.0}
 precision: {mode: fp32}

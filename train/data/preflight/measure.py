@@ -116,7 +116,7 @@ def training_step(
     images, labels = _synthetic(micro_batch_size, resolution, num_classes, device)
     precision = choose_precision(recipe.precision.mode, device)
     autocast, scaler = build_autocast(precision, device), build_scaler(precision, device)
-    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.optimizer.label_smoothing)
+    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.loss.label_smoothing)
     optimizer = build_optimizer(model, recipe.optimizer)
     set_learning_rate(optimizer, 1e-6, None)  # noise cannot be learned: at full rate it diverges
     accum_steps = recipe.data.grad_accum_steps
