@@ -28,8 +28,31 @@ class Batch:
         return len(self.labels)
 
 
+@dataclass(frozen=True)
+class Targets:
+    """What the images of a batch show, on the device.
+
+    Attributes:
+        labels: int64, shape (n,).
+        other_labels: of the images that were mixed in, int64, shape (n,); None where nothing was.
+        share: of `labels` in each image, float32, shape (n,), from 0 to 1; the other label has the rest.
+    """
+
+    labels: torch.Tensor
+    other_labels: torch.Tensor | None = None
+    share: torch.Tensor | None = None
+
+    def dense(self, num_classes: int) -> torch.Tensor:
+        """Shares of all classes: float32, shape (n, num_classes), each row with sum 1."""
+        rows = nn.functional.one_hot(self.labels, num_classes).float()
+        if self.other_labels is None or self.share is None:
+            return rows
+        others = nn.functional.one_hot(self.other_labels, num_classes).float()
+        return torch.lerp(others, rows, self.share[:, None])
+
+
 class Normalize(nn.Module):
-    """uint8 NHWC → float32 NCHW with zero mean and unit deviation a channel, on the device.
+    """uint8 (or float, 0–255) NHWC → float32 NCHW with zero mean and unit deviation a channel, on the device.
 
     Args:
         mean, std: of pixels in [0, 1], three values each.

@@ -51,7 +51,7 @@ def test_overrides_reach_sections_and_phases(tmp_path: Path) -> None:
     [
         ("data.path", "not of the form"),
         ("optimizer.peak_lr=-1", "greater than 0"),
-        ("model.library=keras", "'timm' or 'torchvision'"),
+        ("model.library=keras", "'timm', 'torchvision' or 'own'"),
         ("schedule.phases.7.epochs=1", "no '7'"),
         ("modell.name=x", "modell: unknown key; did you mean model?"),
         ("optimizer.peak_lr=.nan", "finite"),
