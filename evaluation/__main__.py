@@ -101,7 +101,7 @@ def _details(trained: TrainedModel, options: argparse.Namespace) -> dict[str, st
         "model": f"{trained.recipe.model.library} {trained.recipe.model.name}",
         "resolution": f"{side} px",
         "crop": f"centre, {ratio:.0%} of the shorter side",
-        "weights at the start": "pretrained" if trained.recipe.model.pretrained else "random",
+        "weights at the start": trained.recipe.weights_at_start,
         "cost is counted at": f"${price.usd_per_hour:.2f} an hour ({price.source})" if price else "no price",
         "command": f"python -m evaluation {options.checkpoint} --data {options.data}",
     }

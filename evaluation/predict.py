@@ -27,6 +27,7 @@ from train.data.loaders import LoaderPlan, build_loader
 from train.distributed import distributed
 from train.models.build import build_model
 from train.precision import build_autocast, choose_precision
+from train.validation import mean_logits
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,10 @@ def load_trained(path: Path, device: torch.device) -> TrainedModel:
     except (ValidationError, yaml.YAMLError):
         raise ValueError(f"the recipe inside {path} is of another version of this project") from None
     # The weights come from the checkpoint: never fetch pretrained ones first.
-    config = recipe.model.model_copy(update={"pretrained": False})
+    config = recipe.model.model_copy(update={"pretrained": False, "checkpoint": None})
     model = build_model(config, len(state["class_names"]))
     try:
-        model.load_state_dict(state["model"])
+        model.load_state_dict(state["ema" if state.get("headline_weights") == "ema" else "model"])
     except RuntimeError:
         raise ValueError(f"the weights in {path} do not fit its own recipe ({config.name})") from None
     statistics = normalization_statistics(
@@ -115,8 +116,10 @@ def predict(
             for batch in source.epoch(0, resolution=side):
                 images = batch.images.to(trained.device, non_blocking=True)
                 with autocast:
-                    output = trained.model(trained.normalize(images))
-                logits.append(output.float().cpu().numpy())
+                    output = mean_logits(
+                        trained.model, trained.normalize(images), recipe.validation.flip_average
+                    )
+                logits.append(output.cpu().numpy())
                 labels.append(batch.labels.numpy())
                 ids.append(batch.sample_ids.numpy())
                 bar.update(len(batch))

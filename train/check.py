@@ -15,12 +15,18 @@ from data_prep.storage import LocalFolder, crc32c, is_s3
 from data_prep.verify import beton_fault
 from train.checkpoint import CheckpointStore, load_checkpoint
 from train.config import Recipe
-from train.cost import find_price
+from train.cost import Budget, find_price
+from train.data.device_augment import DeviceAugment
 from train.data.loaders import choose_backend
 from train.data.order import check_batch_size
 from train.data.staging import check_staging
+from train.loss import class_weights
 from train.models.build import build_model, model_fault
+from train.models.heads import head_of, split_outputs
+from train.optim import build_optimizer
+from train.param_groups import trainable_fault
 from train.run_folder import is_finished, recipe_differences
+from train.teacher import Teacher
 
 CHECKED_BYTES = 1 << 30  # of each split: all of a small data set, an even sample of a large one
 
@@ -39,9 +45,11 @@ def find_faults(recipe: Recipe, default_name: str, world_size: int | None = None
 
     note(_data_faults, recipe)
     note(_model_faults, recipe)
-    note(lambda: find_price(recipe.budget) and [])
+    note(lambda: Budget(recipe.budget, find_price(recipe.budget)) and [])
+    note(_augmentation_faults, recipe)
+    note(_loss_faults, recipe)
     if world_size is not None:
-        note(check_batch_size, recipe.data.global_batch_size, recipe.data.grad_accum_steps, world_size)
+        note(check_batch_size, recipe.data.global_batch_size, recipe.data.accum_steps, world_size)
     note(_run_faults, recipe, default_name)
     return faults
 
@@ -88,18 +96,43 @@ def _model_faults(recipe: Recipe) -> list[str]:
         return [fault]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of libraries, about themselves
+        # From a checkpoint, too: it may not fit. From the hub not: that takes a network and time.
         model = build_model(recipe.model.model_copy(update={"pretrained": False}), num_classes=7)
+        head = head_of(model)
+    if fault := trainable_fault(model, head, recipe.schedule.phases):
+        return [fault]
+    build_optimizer(model, recipe.optimizer, head)
     sides = sorted(set(recipe.data.resolutions.values()))
     for training, side in [*((True, side) for side in sides), (False, recipe.validation_resolution)]:
         doing = "training" if training else "validation"
         try:
             with torch.no_grad():
-                output = model.train(training)(torch.zeros(2, 3, side, side))
+                output, _ = split_outputs(model.train(training)(torch.zeros(2, 3, side, side)))
         except Exception as error:  # models raise all kinds for a size that they do not take
             reason = str(error).split("\n")[0][:150]
             return [f"model.name: {recipe.model.name} does not take {side} px in {doing} ({reason})"]
         if not isinstance(output, torch.Tensor) or output.shape != (2, 7):
             return [f"model.name: {recipe.model.name} gives no plain class scores in {doing}: choose another"]
+    return []
+
+
+def _augmentation_faults(recipe: Recipe) -> list[str]:
+    DeviceAugment(recipe.augmentation, (0.5, 0.5, 0.5))  # raises where a library is missing
+    return []
+
+
+def _loss_faults(recipe: Recipe) -> list[str]:
+    """Class weights and teacher against the classes of the data set, where that can be read."""
+    if is_s3(str(recipe.data.path)):
+        return []
+    try:
+        manifest = load_manifest(Path(recipe.data.path))
+    except (ValueError, OSError):
+        return []  # said already
+    if "train" in manifest.splits:
+        class_weights(recipe.loss, manifest.num_classes, manifest.splits["train"].class_counts)
+    if recipe.loss.distillation is not None:
+        Teacher(recipe.loss.distillation.teacher, manifest.class_names, torch.device("cpu"))
     return []
 
 

@@ -95,7 +95,8 @@ class CheckpointStore:
         announced = CheckpointManifest(checkpoints=tuple(entries), best=best)
         write_atomically(self.folder / MANIFEST_NAME, (announced.model_dump_json(indent=2) + "\n").encode())
         if best == name:
-            self._publish_best(name, state["model"])
+            # The weights of which the headline speaks.
+            self._publish_best(name, state["ema" if state.get("headline_weights") == "ema" else "model"])
         for orphan in self.folder.glob(".step-*.partial"):
             orphan.unlink()  # of a crash in the middle of a save
         for old in self.folder.glob("step-*.pt"):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import itertools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import yaml
 
 from train.config import BudgetSection
 
+RESERVE = 0.03  # of the rest of a budget, for epochs that take longer than those before
 PRICES_PATH = Path(__file__).with_name("prices.yaml")
 
 
@@ -22,6 +26,37 @@ class Price:
 
     def cost_usd(self, seconds: float) -> float:
         return self.usd_per_hour * seconds / 3600
+
+
+class Budget:
+    """What a run may cost, in dollars and hours, over all its starts.
+
+    Raises:
+        ValueError: a limit in dollars, and no price.
+    """
+
+    def __init__(self, config: BudgetSection, price: Price | None) -> None:
+        if config.max_usd is not None and price is None:
+            raise ValueError("budget.max_usd needs a price: set budget.usd_per_hour or budget.instance_type")
+        self._price = price
+        limits = {}
+        if config.max_hours is not None:
+            limits[f"budget.max_hours={config.max_hours:g}"] = config.max_hours * 3600
+        if config.max_usd is not None and price is not None and price.usd_per_hour > 0:
+            limits[f"budget.max_usd={config.max_usd:g}"] = config.max_usd / price.usd_per_hour * 3600
+        self.name, self.seconds = min(limits.items(), key=lambda limit: limit[1], default=("", math.inf))
+
+    def is_spent(self, elapsed_seconds: float) -> bool:
+        return elapsed_seconds >= self.seconds
+
+    def epochs_that_fit(self, elapsed_seconds: float, epoch_seconds: Sequence[float]) -> int:
+        """How many of the coming epochs end in time, the last of them with its validation and checkpoint.
+
+        Args:
+            epoch_seconds: of each epoch that is still to come, an estimate.
+        """
+        left = (self.seconds - elapsed_seconds) * (1 - RESERVE)
+        return sum(end <= left for end in itertools.accumulate(epoch_seconds))
 
 
 def find_price(budget: BudgetSection) -> Price | None:

@@ -1,43 +1,51 @@
 """The training loop: data, forward, backward, update, and now and then a look at the validation split.
 
 The one clock is `step`: global batches consumed. Everything that a run needs to go on is in the checkpoint;
-learning rate, order and crops follow from the step.
+learning rate, order, crops and augmentation follow from the step.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from data_prep.storage import write_atomically
-from train.checkpoint import CHECKPOINT_VERSION, CheckpointEntry, CheckpointStore
-from train.config import Recipe, dump_recipe
-from train.data.batch import Batch
+from train.build_run import build_run, resume_or_start, set_training_mode, train_part
+from train.clip import total_grad_norm
+from train.config import Recipe
+from train.data.batch import Batch, Targets
+from train.data.prefetch import on_device
 from train.data.preflight import quick_preflight
 from train.data.samples import NothingIntactError
 from train.data.staging import staged_folder
 from train.distributed import Ranks
-from train.models.build import num_parameters
+from train.ending import (
+    end_by_budget,
+    end_for_damage,
+    finish_run,
+    leave_before_the_start,
+    save,
+    stop_in_good_order,
+)
 from train.preemption import StopFlag
-from train.run import Run, build_run, resume_or_start
-from train.run_folder import METRICS_NAME, SUMMARY_NAME, write_status
-from train.tracking.console import Console, duration
-from train.validation import ValidationResult, count_topk, validate
+from train.reporting import log_training, log_validation, say_shortening
+from train.run import Run
+from train.sam import perturb, restore, without_running_statistics
+from train.tracking.console import Console
+from train.validation import ValidationResult, count_topks, validate
 
 DAMAGED_DATA = "damaged data"
 NON_FINITE = (
-    "the loss became non-finite at about step {step}: lower optimizer.peak_lr, or use precision.mode=fp32; "
-    "the last checkpoint is from before that"
+    "loss or gradients became non-finite in {limit} steps in a row, up to about step {step}: lower "
+    "optimizer.peak_lr, clip gradients (optimizer.clip), or use precision.mode=fp32; the last checkpoint is "
+    "from before that"
 )
 
 
@@ -46,7 +54,7 @@ def train(recipe: Recipe, folder: Path, ranks: Ranks) -> dict[str, Any] | None:
 
     Raises:
         ValueError: recipe and data do not go together.
-        RuntimeError: the loss became non-finite, or a sample is damaged.
+        RuntimeError: the loss became non-finite, or too many samples are damaged.
     """
     stop = StopFlag(ranks)
     stop.install()  # first of all: what follows takes seconds, and staging perhaps an hour
@@ -66,15 +74,17 @@ def train(recipe: Recipe, folder: Path, ranks: Ranks) -> dict[str, Any] | None:
             return None
         if recipe.run.preflight:
             say_preflight(run)
-        while run.progress.epoch < recipe.num_epochs:
+        while run.progress.epoch < run.num_epochs and not run.progress.stopped_because:
             reason = train_epoch(run)
             if reason == DAMAGED_DATA:
                 end_for_damage(run)
+            if reason == "budget":
+                return end_by_budget(run, validate_views(run))
             if reason is not None:
                 stop_in_good_order(run, reason)
                 return None
             finish_epoch(run)
-        return finish_run(run)
+        return finish_run(run, run.progress.stopped_because or "finished")
     except BaseException as error:
         if isinstance(error, NothingIntactError) and ranks.world_size == 1:
             # With several ranks the others are in the middle of a step: there the last checkpoint stands.
@@ -84,8 +94,10 @@ def train(recipe: Recipe, folder: Path, ranks: Ranks) -> dict[str, Any] | None:
             run.mlflow.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     finally:
-        run.train_loader.close()
-        run.val_loader.close()
+        if said := run.profiler.close():
+            console.say(said)
+        for loader in (run.train_loader, *run.val_loaders.values()):
+            loader.close()
 
 
 def say_preflight(run: Run) -> None:
@@ -98,49 +110,96 @@ def say_preflight(run: Run) -> None:
 
 def train_epoch(run: Run) -> str | None:
     """The rest of the current epoch; the reason to stop, or None at its end."""
-    recipe, progress, ranks, device = run.recipe, run.progress, run.ranks, run.ranks.device
-    accum_steps = recipe.data.grad_accum_steps
-    run.trained.train()
+    progress = run.progress
+    set_training_mode(run)
     run.clock.reset()
-    batches = run.clock.waiting(
-        run.train_loader.epoch(progress.epoch, progress.samples_in_epoch, resolution=run.resolution)
-    )
-    for micro_batches in grouped(batches, accum_steps):
-        learning_rate = run.schedule.begin_step(run.optimizer, progress.step)
-        step_loss = torch.zeros((), device=device)
-        seed_step(recipe.run.seed, progress.step, ranks.rank)
-        for position, batch in enumerate(micro_batches):
-            images = batch.images.to(device, non_blocking=True)
-            labels = batch.labels.to(device, non_blocking=True)
-            with sync_gradients(run.trained, position == accum_steps - 1):
-                with run.autocast:
-                    logits = run.trained(run.normalize(images))
-                logits = logits.float()
-                loss = run.criterion(logits, labels)
-                run.scaler.scale(loss / accum_steps).backward()
-            step_loss += loss.detach()
-            add_to_window(run.window, loss, logits, labels)
-            run.clock.count(len(batch))
-        run.scaler.step(run.optimizer)
-        run.scaler.update()
-        run.optimizer.zero_grad(set_to_none=True)
-        progress.step += 1
-        progress.samples_in_epoch += recipe.data.global_batch_size
-
-        if progress.step % recipe.run.log_every_steps == 0:
-            log_training(run, learning_rate)
+    epoch = run.train_loader.epoch(progress.epoch, progress.samples_in_epoch, resolution=run.resolution)
+    batches = run.clock.waiting(on_device(epoch, run.ranks.device))
+    for micro_batches in grouped(batches, run.recipe.data.accum_steps):
+        train_step(run, micro_batches)
+        if progress.step % run.recipe.run.log_every_steps == 0:
+            log_training(run)
             run.damage.gather()
-        reason = run.stop.agree(step_loss) if run.damage.fault is None else DAMAGED_DATA
+        if run.ranks.is_primary and run.budget.is_spent(run.elapsed_seconds):
+            run.stop.raise_for_budget()
+        reason = run.stop.agree(run.updater.gave_up) if run.damage.fault is None else DAMAGED_DATA
         if reason is not None:
             break
     else:
         reason = run.stop.drain()
     book_time(run)
     if reason is not None and run.stop.drain() == "non-finite loss":
-        reason = "non-finite loss"  # graver than a signal: these weights must not be saved
+        reason = "non-finite loss"  # graver than a signal: there is nothing to gain from going on
     if reason == "non-finite loss":
-        raise RuntimeError(NON_FINITE.format(step=progress.step))
+        limit = run.recipe.optimizer.max_skipped_steps + 1
+        raise RuntimeError(NON_FINITE.format(step=progress.step, limit=limit))
     return reason
+
+
+def train_step(run: Run, micro_batches: list[Batch]) -> None:
+    """One global batch: gradients of all micro-batches, one update."""
+    progress, part = run.progress, run.profiler.part
+    begin_phase(run)
+    run.learning_rate = run.schedule.begin_step(run.optimizer, progress.step)
+    run.updater.begin()
+    loss = compute_gradients(run, micro_batches, run.window)
+    sam = run.recipe.optimizer.sam
+    if sam is not None and progress.step % sam.every_steps == 0:
+        gradients_from_uphill(run, micro_batches, sam.rho)
+    with part("update"):
+        run.updater.end(loss)
+        if run.ema is not None:
+            run.ema.update(run.model, progress.step + 1)
+    progress.step += 1
+    progress.samples_in_epoch += run.recipe.data.global_batch_size
+    run.num_done += 1
+    if said := run.profiler.step(run.num_done):
+        run.console.say(said)
+
+
+def compute_gradients(
+    run: Run, micro_batches: list[Batch], window: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Sum the gradients of a step's micro-batches; their mean loss, 0-dimensional on the device."""
+    part, step = run.profiler.part, run.progress.step
+    mean_loss = torch.zeros((), device=run.ranks.device)
+    seed_step(run.recipe.run.seed, step, run.ranks.rank)
+    for position, batch in enumerate(micro_batches):
+        pixels, targets = batch.images, Targets(batch.labels)
+        if not run.augment.is_identity:
+            with part("augment"):
+                seed = micro_seed(run.recipe.run.seed, step, run.ranks.rank, position)
+                pixels, targets = run.augment(pixels, batch.labels, seed)
+        with sync_gradients(run.trained, position == len(micro_batches) - 1):
+            with part("forward"), run.autocast:
+                output = run.trained(run.normalize(pixels))
+                teacher_logits = None if run.teacher is None else run.teacher.logits(pixels)
+            with part("forward"):
+                loss, logits = run.loss(output, targets, teacher_logits)
+            with part("backward"):
+                run.scaler.scale(loss / len(micro_batches)).backward()
+        mean_loss += loss.detach() / len(micro_batches)
+        if window is not None:
+            add_to_window(window, loss.detach(), logits.detach(), batch.labels)
+            run.clock.count(len(batch))
+    return mean_loss
+
+
+def gradients_from_uphill(run: Run, micro_batches: list[Batch], rho: float) -> None:
+    """Sharpness-aware minimization: the gradients of a point `rho` uphill take the place of those here."""
+    parameters = list(run.model.parameters())
+    saved = perturb(parameters, rho, total_grad_norm(parameters))
+    run.optimizer.zero_grad(set_to_none=True)
+    with without_running_statistics(run.model):
+        compute_gradients(run, micro_batches)
+    restore(parameters, saved)
+
+
+def begin_phase(run: Run) -> None:
+    """Freeze or unfreeze where a new phase of the schedule wants it."""
+    trainable = run.schedule.trainable_at(run.progress.step)
+    if trainable != run.trainable:
+        train_part(run, trainable)
 
 
 def grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
@@ -161,226 +220,82 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed((seed * 1_000_003 + step) * 4_099 + rank)
 
 
+def micro_seed(seed: int, step: int, rank: int, position: int) -> int:
+    """Seed of a micro-batch's augmentation: other draws for each, the same again after a restart."""
+    return ((seed * 1_000_003 + step) * 4_099 + rank) * 1_031 + position
+
+
 def add_to_window(
     window: torch.Tensor, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor
 ) -> None:
     """Add sums on the device; the host looks at them in logging steps only."""
-    with torch.no_grad():
-        count = len(labels)
-        top1, top5 = (count_topk(logits, labels, k) for k in (1, 5))
-        window += torch.stack([loss * count, top1, top5, torch.full_like(loss, count)]).double()
-
-
-def log_training(run: Run, learning_rate: float) -> None:
-    """One train row over the steps since the last one, and the live line."""
-    loss, top1, top5, count = run.ranks.sum(run.window.tolist())
-    run.window.zero_()
-    progress, clock = run.progress, run.clock
-    row = {
-        "step": progress.step,
-        "epoch": progress.step / run.steps_per_epoch,
-        "split": "train",
-        "loss": loss / count,
-        "top1": top1 / count,
-        "top5": top5 / count,
-        "learning_rate": learning_rate,
-        "resolution": run.resolution,
-        "images_per_second": clock.images_per_second,
-        "data_wait_fraction": clock.data_wait_fraction,
-        "cost_usd": run.cost_usd,
-        "time": time.time(),
-    }
-    write_row(run, row)
-    remaining = (run.schedule.num_steps - progress.step) * clock.seconds
-    remaining *= run.recipe.data.global_batch_size / max(clock.images, 1)
-    cost = "" if run.cost_usd is None else f"  ${run.cost_usd:.3f}"
-    run.console.progress(
-        f"epoch {progress.epoch + 1}/{run.recipe.num_epochs}  step {progress.step}/{run.schedule.num_steps}  "
-        f"loss {loss / count:.3f}  {clock.images_per_second:,.0f} img/s  "
-        f"{duration(remaining)} to go{cost}"
-    )
+    count = len(labels)
+    top1, top5 = count_topks(logits, labels, (1, 5))
+    window += torch.stack([loss * count, top1, top5, torch.full_like(loss, count)])
 
 
 def finish_epoch(run: Run) -> None:
-    """Validate, tell the plateau, save."""
+    """Validate, tell plateau and early stopping, save, and look at the budget."""
     recipe, progress = run.recipe, run.progress
     epoch = progress.epoch + 1
-    is_best = False
-    result: ValidationResult | None = None
-    run.ranks.average_buffers(run.model)
-    if epoch == recipe.num_epochs or epoch % recipe.validation.every_epochs == 0:
-        result = validate(
-            run.model, run.val_loader, run.normalize, run.ranks, recipe.validation_resolution, run.autocast
-        )
+    results: dict[str, ValidationResult] = {}
+    if epoch == run.num_epochs or epoch % recipe.validation.every_epochs == 0:
+        results = validate_views(run)
     run.damage.gather()
     if run.damage.fault is not None:
         end_for_damage(run)  # before the epoch counts: with the data mended, its validation is done again
     progress.epoch = epoch
     progress.samples_in_epoch = 0
-    if result is not None:
-        run.schedule.end_epoch(result.loss, progress.step)
-        progress.final_top1, progress.final_top5 = result.top1, result.top5
-        is_best = result.top1 > progress.best_top1
-        if is_best:
-            progress.best_top1, progress.best_top5 = result.top1, result.top5
-            progress.best_epoch = progress.epoch
-        log_validation(run, result, is_best)
+    is_best = False
+    if results:
+        headline = results[""]
+        run.schedule.end_epoch(headline.loss, progress.step)
+        if run.early_stopping is not None and run.early_stopping.update(headline.top1, headline.loss):
+            progress.stopped_because = "early stopping"
+        is_best = log_validation(run, results)
+    shorten_to_budget(run)
     save(run, is_best)
 
 
-def end_for_damage(run: Run) -> NoReturn:
-    """Save before ending: what was learnt so far was learnt from intact samples."""
-    run.ranks.average_buffers(run.model)
-    save(run, is_best=False)
-    raise RuntimeError(run.damage.fault)
+def validate_views(run: Run) -> dict[str, ValidationResult]:
+    """Every view of the validation split, by name."""
+    began = time.monotonic()
+    run.average_buffers()
+    results = {}
+    for view in run.views:
+        results[view.name] = validate(
+            run.ema.model if run.ema is not None and view.weights == "ema" else run.model,
+            run.val_loaders[view.crop_ratio],
+            run.normalize,
+            run.ranks,
+            view.resolution,
+            run.autocast,
+            view.flip_average,
+        )
+    run.progress.validation_seconds += time.monotonic() - began
+    run.clock.reset()
+    return results
 
 
-def log_validation(run: Run, result: ValidationResult, is_best: bool) -> None:
-    progress, _clock = run.progress, run.clock
-    learning_rate = run.optimizer.param_groups[0]["lr"]
-    row = {
-        "step": progress.step,
-        "epoch": float(progress.epoch),
-        "split": "val",
-        "loss": result.loss,
-        "top1": result.top1,
-        "top5": result.top5,
-        "learning_rate": learning_rate,
-        "resolution": run.recipe.validation_resolution,
-        "cost_usd": run.cost_usd,
-        "time": time.time(),
-    }
-    if result.num_damaged:
-        row["damaged_samples"] = result.num_damaged
-    write_row(run, row)
-    speed = progress.train_images / max(progress.train_seconds, 1e-9)
-    damaged = f"  {result.num_damaged} damaged, counted as wrong" if result.num_damaged else ""
-    cost = "" if run.cost_usd is None else f"  ${run.cost_usd:.3f}"
-    run.console.say(
-        f"epoch {progress.epoch:3d}/{run.recipe.num_epochs}  val top-1 {result.top1:6.2%}  "
-        f"top-5 {result.top5:6.2%}  loss {result.loss:.4f}  lr {learning_rate:.2e}  {speed:,.0f} img/s  "
-        f"{duration(run.elapsed_seconds)}{cost}{'  best' if is_best else ''}{damaged}"
-    )
-
-
-def write_row(run: Run, row: dict[str, Any]) -> None:
-    """To metrics.jsonl and MLflow; the primary rank only."""
-    if not run.ranks.is_primary:
+def shorten_to_budget(run: Run) -> None:
+    """Where the budget does not hold the epochs to come: fewer of them, and the schedule ends with them."""
+    progress = run.progress
+    if not run.recipe.budget.shorten or progress.epoch >= run.num_epochs:
         return
-    run.metrics.append(row)
-    if run.mlflow is not None:
-        split = row["split"]
-        named = {
-            name: row[name]
-            for name in ("epoch", "learning_rate", "images_per_second", "data_wait_fraction", "cost_usd")
-            if row.get(name) is not None and (split == "train" or name == "epoch")
-        }
-        named |= {f"{split}_{name}": row[name] for name in ("loss", "top1", "top5")}
-        run.mlflow.log_metrics(named, row["step"])
+    areas = [run.resolution_at(epoch) ** 2 for epoch in range(progress.epoch, run.num_epochs)]
+    seconds = [run.remaining_seconds * area / sum(areas) for area in areas]
+    fit = run.ranks.broadcast(run.budget.epochs_that_fit(run.elapsed_seconds, seconds))
+    if fit >= len(areas):
+        return
+    progress.num_epochs = progress.epoch + max(1, fit)
+    run.schedule.shorten(progress.step, run.num_steps)
+    say_shortening(run)
 
 
 def book_time(run: Run) -> None:
     """Add the epoch's clock to the run's."""
-    run.progress.train_seconds += run.clock.seconds
-    run.progress.wait_seconds += run.clock.data_wait_fraction * run.clock.seconds
+    seconds = run.clock.seconds
+    run.progress.train_seconds += seconds
+    run.progress.wait_seconds += run.clock.data_wait_fraction * seconds
     run.progress.train_images += run.clock.images
-
-
-def save(run: Run, is_best: bool) -> None:
-    """Write a checkpoint; equal weights on all ranks, so the primary's are everyone's."""
-    window = run.ranks.sum(run.window.tolist())
-
-    def write() -> None:
-        # A gradient can overflow with the loss still finite; such weights must not replace good ones.
-        if not all(bool(parameter.isfinite().all()) for parameter in run.model.parameters()):
-            raise RuntimeError(NON_FINITE.format(step=run.progress.step))
-        progress = asdict(run.progress) | {"elapsed_seconds": run.elapsed_seconds}
-        if run.mlflow is not None:
-            progress["mlflow_run_id"] = run.mlflow.run_id
-        state = {
-            "version": CHECKPOINT_VERSION,
-            "model": run.model.state_dict(),
-            "optimizer": run.optimizer.state_dict(),
-            "scaler": run.scaler.state_dict(),
-            "schedule": run.schedule.state_dict(),
-            "progress": progress,
-            "window": window,
-            "recipe": dump_recipe(run.recipe),
-            "data_identity": run.data_identity,
-            "class_names": list(run.manifest.class_names),
-            "mean": list(run.manifest.mean),
-            "std": list(run.manifest.std),
-        }
-        store = CheckpointStore(run.folder / "checkpoints")
-        store.save(state, run.progress.step, is_best, run.recipe.checkpoint.keep_last)
-
-    run.ranks.on_primary(write)
-
-
-def stop_in_good_order(run: Run, reason: str) -> None:
-    """Save in mid-epoch and leave word that this run wants to be started again."""
-    run.damage.gather()  # the next start may not meet them again
-    run.ranks.average_buffers(run.model)
-    save(run, is_best=False)
-    if run.ranks.is_primary:
-        reason = run.stop.signal_name or reason
-        write_status(run.folder, "restart", reason)
-        run.console.say(
-            f"stopped by {reason} at step {run.progress.step}; the same command goes on from there"
-        )
-        if run.mlflow is not None:
-            run.mlflow.finish("KILLED")
-
-
-def leave_before_the_start(folder: Path, stop: StopFlag, console: Console) -> None:
-    """A signal during staging or the learning-rate finder: there is nothing to save yet."""
-    if console.is_enabled:
-        write_status(folder, "restart", stop.signal_name or "signal")
-        console.say("stopped before the first step; the same command begins again")
-
-
-def finish_run(run: Run) -> dict[str, Any]:
-    """Write `summary.json` and `status.json`, and complete the MLflow run."""
-    progress, recipe = run.progress, run.recipe
-    manifest = CheckpointStore(run.folder / "checkpoints").manifest()
-    best: CheckpointEntry | None = manifest.entry(manifest.best)
-    summary: dict[str, Any] = {
-        "final_top1": progress.final_top1,
-        "final_top5": progress.final_top5,
-        "best_top1": progress.best_top1,
-        "best_top5": progress.best_top5,
-        "best_epoch": progress.best_epoch,
-        "validation_resolution": recipe.validation_resolution,
-        "epochs": progress.epoch,
-        "world_size": run.ranks.world_size,
-        "num_parameters": num_parameters(run.model),
-        "images_per_second": round(progress.train_images / max(progress.train_seconds, 1e-9), 1),
-        "data_wait_fraction": round(progress.wait_seconds / max(progress.train_seconds, 1e-9), 4),
-        "wall_seconds": round(run.elapsed_seconds, 1),
-        "cost_usd": None if run.cost_usd is None else round(run.cost_usd, 4),
-        "mlflow_run_id": run.mlflow.run_id if run.mlflow is not None else None,
-        "damaged_samples": run.damage.num_samples,
-        "stopped_because": "finished",
-        "checkpoint": None if best is None else f"checkpoints/{best.name}",
-        "checkpoint_sha256": None if best is None else best.sha256,
-    }
-    if not run.ranks.is_primary:
-        return summary
-    path = run.folder / SUMMARY_NAME
-    write_atomically(path, (json.dumps(summary, indent=1) + "\n").encode())
-    if run.mlflow is not None:
-        numbers = {k: v for k, v in summary.items() if isinstance(v, int | float)}
-        run.mlflow.log_metrics(numbers, progress.step)
-        names = ("recipe.yaml", METRICS_NAME, SUMMARY_NAME, "lr_finder.png", "lr_finder.json")
-        for artifact in (run.folder / name for name in names):
-            if artifact.is_file():
-                run.mlflow.log_file(artifact)
-        if best is not None:
-            run.mlflow.log_file(run.folder / "checkpoints" / "best.pt", "checkpoints")
-            run.mlflow.log_file(run.folder / "checkpoints" / "best.safetensors", "checkpoints")
-        run.mlflow.finish("FINISHED")
-        if run.mlflow.run_id != summary["mlflow_run_id"]:
-            summary["mlflow_run_id"] = run.mlflow.run_id
-            write_atomically(path, (json.dumps(summary, indent=1) + "\n").encode())
-    write_status(run.folder, "finished", f"{progress.epoch} epochs")
-    return summary
+    run.clock.reset()

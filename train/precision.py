@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_precision(mode: str, device: torch.device) -> str:
@@ -29,13 +29,21 @@ def _cpu_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
+def set_matmul_precision(precision: str) -> None:
+    """Whether products of fp32 numbers may be rounded to 10 bits on the way: for `tf32` only.
+
+    cuDNN rounds convolutions by default, which would make `fp32` a name only.
+    """
+    rounded = precision == "tf32"
+    torch.set_float32_matmul_precision("high" if rounded else "highest")
+    torch.backends.cudnn.allow_tf32 = rounded
+
+
 def build_autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Autocast for `precision`; off for fp32. Can be entered again and again."""
+    """Autocast for `precision`; off for fp32 and tf32. Can be entered again and again."""
+    lower = DTYPES[precision] != torch.float32
     return torch.autocast(
-        device.type,
-        dtype=DTYPES[precision] if precision != "fp32" else None,
-        enabled=precision != "fp32",
-        cache_enabled=True,
+        device.type, dtype=DTYPES[precision] if lower else None, enabled=lower, cache_enabled=True
     )
 
 

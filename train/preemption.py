@@ -7,7 +7,7 @@ Example:
     >>> stop = StopFlag(ranks)
     >>> stop.install()
     >>> for step in range(num_steps):
-    ...     reason = stop.agree(loss)
+    ...     reason = stop.agree(gave_up)
     ...     if reason is not None: break
 """
 
@@ -24,8 +24,8 @@ from train.distributed import Ranks
 
 READ_AFTER_STEPS = 2
 # A number travels; all ranks know its meaning, and the largest wins.
-REASONS = {1: "signal", 2: "non-finite loss"}
-NON_FINITE = 2
+SIGNAL, BUDGET, NON_FINITE = 1, 2, 3
+REASONS = {SIGNAL: "signal", BUDGET: "budget", NON_FINITE: "non-finite loss"}
 
 Pending = tuple[torch.Tensor, "dist.Work | torch.cuda.Event | None"]
 
@@ -53,23 +53,27 @@ class StopFlag:
         if number == signal.SIGINT and self.signal_name == "SIGINT":
             raise KeyboardInterrupt
         self.signal_name = signal.Signals(number).name
-        self._raised = 1
+        self._raised = max(self._raised, SIGNAL)
 
-    def agree(self, loss: torch.Tensor) -> str | None:
+    def raise_for_budget(self) -> None:
+        """Ask all ranks to stop because the budget is spent; one rank is enough."""
+        self._raised = max(self._raised, BUDGET)
+
+    def agree(self, gave_up: torch.Tensor) -> str | None:
         """Call once a step on every rank; the reason to stop, on all ranks at the same step, or None.
 
         Args:
-            loss: of this step and rank, 0-dimensional on the device; a non-finite one is a reason to stop.
+            gave_up: whether too many steps were skipped: bool, 0-dimensional on the device.
         """
-        self._pending.append(self._launch(loss))
+        self._pending.append(self._launch(gave_up))
         if len(self._pending) <= READ_AFTER_STEPS:
             return None
         return REASONS.get(_read(self._pending.popleft()))
 
-    def _launch(self, loss: torch.Tensor) -> Pending:
-        # Decided on the device: asking the host whether the loss is finite would stall the step.
-        raised = torch.full_like(loss, self._raised, dtype=torch.int32)
-        flag = torch.where(torch.isfinite(loss.detach()), raised, NON_FINITE).reshape(1)
+    def _launch(self, gave_up: torch.Tensor) -> Pending:
+        # Decided on the device: asking the host about the loss would stall the step.
+        raised = torch.full_like(gave_up, self._raised, dtype=torch.int32)
+        flag = torch.where(gave_up, NON_FINITE, raised).reshape(1)
         if self._ranks.device.type != "cuda":
             several = self._ranks.world_size > 1
             return flag, dist.all_reduce(flag, dist.ReduceOp.MAX, async_op=True) if several else None

@@ -29,6 +29,7 @@ FREE_KEYS = (
     "data.check_bytes",
     "data.max_damaged_fraction",
     "data.timeout_seconds",
+    "profile",
     "checkpoint.",
     "tracking.",
     "budget.",
@@ -65,7 +66,9 @@ def open_run_folder(recipe: Recipe, default_name: str) -> Path:
 
 
 def is_finished(folder: Path) -> bool:
-    return read_status(folder).get("status") == "finished"
+    """Whether there is nothing to go on with; one that only spent its budget goes on with a larger one."""
+    status = read_status(folder)
+    return status.get("status") == "finished" and not str(status.get("reason")).endswith("budget")
 
 
 def read_status(folder: Path) -> dict[str, Any]:

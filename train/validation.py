@@ -1,17 +1,67 @@
-"""Exact top-1, top-5 and loss over a split: every sample counts once, at any world size."""
+"""Exact top-1, top-5 and loss over a split: every sample counts once, at any world size.
+
+A recipe may look at the split in several ways (resolution, crop, mirrored images, averaged weights); each
+view has a name, and every figure says which one it is of.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from train.config import Recipe
 from train.data.batch import Normalize
 from train.data.loaders import Loader
 from train.distributed import Ranks
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to look at the validation split.
+
+    Attributes:
+        name: empty for the headline.
+        resolution: side in pixels. crop_ratio: of the shorter side.
+        flip_average: whether the logits are the mean of an image's and its mirror image's.
+        weights: `model`, or `ema`.
+    """
+
+    name: str
+    resolution: int
+    crop_ratio: float
+    flip_average: bool
+    weights: str
+
+    @property
+    def words(self) -> str:
+        """`256 px, crop 0.875, flip average, ema`."""
+        parts = [f"{self.resolution} px", f"crop {self.crop_ratio:g}"]
+        parts += ["flip average"] * self.flip_average + ["ema"] * (self.weights == "ema")
+        return ", ".join(parts)
+
+
+def views_of(recipe: Recipe) -> list[View]:
+    """The headline's view first, then the others in the recipe's order."""
+    config = recipe.validation
+    headline = View(
+        "", recipe.validation_resolution, config.crop_ratio, config.flip_average, recipe.headline_weights
+    )
+    others = [
+        View(
+            name=name,
+            resolution=view.resolution or headline.resolution,
+            crop_ratio=headline.crop_ratio if view.crop_ratio is None else view.crop_ratio,
+            flip_average=headline.flip_average if view.flip_average is None else view.flip_average,
+            weights=view.weights or headline.weights,
+        )
+        for name, view in config.views.items()
+    ]
+    return [headline, *others]
 
 
 @dataclass(frozen=True)
@@ -39,10 +89,22 @@ def count_topk(logits: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tens
     Args:
         logits: shape (n, classes). labels: int64, shape (n,).
     """
+    return count_topks(logits, labels, (k,))[0]
+
+
+def count_topks(logits: torch.Tensor, labels: torch.Tensor, ks: Sequence[int]) -> list[torch.Tensor]:
+    """`count_topk` for each of `ks`, in one pass over the logits."""
     own = logits.gather(1, labels[:, None])
     lower_label = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
-    before = (logits > own) | ((logits == own) & lower_label)
-    return ((before.sum(1) < k) & logits.isfinite().all(1)).sum()
+    before = ((logits > own) | ((logits == own) & lower_label)).sum(1)
+    finite = logits.isfinite().all(1)
+    return [((before < k) & finite).sum() for k in ks]
+
+
+def mean_logits(model: nn.Module, images: torch.Tensor, flip_average: bool) -> torch.Tensor:
+    """Logits of normalised images, or the mean with those of their mirror images: float32, (n, classes)."""
+    logits = model(images).float()
+    return (logits + model(images.flip(3)).float()) / 2 if flip_average else logits
 
 
 @torch.inference_mode()
@@ -53,6 +115,7 @@ def validate(
     ranks: Ranks,
     resolution: int,
     autocast: torch.autocast,
+    flip_average: bool = False,
 ) -> ValidationResult:
     """Evaluate the unwrapped `model` on all of the loader's split; the same result on every rank.
 
@@ -65,10 +128,9 @@ def validate(
         images = batch.images.to(ranks.device, non_blocking=True)
         labels = batch.labels.to(ranks.device, non_blocking=True)
         with autocast:
-            logits = model(normalize(images))
-        logits = logits.float()
+            logits = mean_logits(model, normalize(images), flip_average)
         loss = functional.cross_entropy(logits, labels, reduction="sum")
-        correct = [count_topk(logits, labels, k) for k in (1, 5)]
+        correct = count_topks(logits, labels, (1, 5))
         sums += torch.stack([*correct, loss, torch.tensor(len(labels), device=ranks.device)]).double()
     model.train(was_training)
     correct1, correct5, total_loss, count, num_damaged = ranks.sum([*sums.tolist(), loader.num_left_out])

@@ -58,6 +58,13 @@ class Recipe(Section):
         """`model`, or `ema`: the average of the weights, of which the headline and the exports speak."""
         return self.validation.weights or ("model" if self.ema is None else "ema")
 
+    @property
+    def weights_at_start(self) -> str:
+        """`random`, `pretrained`, or `checkpoint`."""
+        if self.model.checkpoint is not None:
+            return "checkpoint"
+        return "pretrained" if self.model.pretrained else "random"
+
     @model_validator(mode="after")
     def _reaches_resolutions(self) -> Recipe:
         late = [start for start in self.data.resolutions if start >= self.num_epochs]

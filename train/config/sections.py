@@ -83,6 +83,11 @@ class DataSection(Section):
     normalization: Literal["dataset", "imagenet", "unit"] = "dataset"
 
     @property
+    def accum_steps(self) -> int:
+        """Micro-batches a step; 1 as long as `auto` has not been resolved."""
+        return 1 if self.grad_accum_steps == "auto" else self.grad_accum_steps
+
+    @property
     def name(self) -> str:
         """The last part of the data set's folder or prefix."""
         return str(self.path).rstrip("/").rpartition("/")[2]

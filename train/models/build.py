@@ -1,4 +1,10 @@
-"""Classifiers by name, from timm or torchvision."""
+"""Classifiers by name, from timm, torchvision or this project, with what the recipe changes in them.
+
+Example:
+    >>> model = build_model(ModelSection(name="resnet50", blurpool=True), num_classes=1000)
+    >>> model.weights_note
+    'random weights'
+"""
 
 from __future__ import annotations
 
@@ -8,78 +14,102 @@ import torch
 from torch import nn
 
 from train.config import ModelSection
+from train.models.activations import activation_fault, swap_activations
+from train.models.blurpool import insert_blurpool
+from train.models.constructors import build_plain
+from train.models.gradient_checkpointing import checkpoint_blocks
+from train.models.heads import replace_heads, set_dropout
+from train.models.residual import init_last_norms, set_stochastic_depth
+from train.models.weights import load_weights
+
+OWN_MODELS = ("residual_cnn",)
 
 
 def build_model(config: ModelSection, num_classes: int) -> nn.Module:
     """A classifier with `num_classes` outputs; input float NCHW.
 
+    All that the section says, but for what needs a device: see `sync_batchnorm.convert_sync_batchnorm` and
+    `compile`. The attribute `weights_note` is a sentence on where the weights come from. A dropout or
+    stochastic depth of 0 leaves what the library has by default.
+
     Raises:
-        ValueError: no such model, or its pretrained weights cannot be had; names the nearest.
+        ValueError: no such model, an option that it does not take, or weights that cannot be had.
     """
     if fault := model_fault(config):
         raise ValueError(fault)
-    if config.library == "timm":
-        model = _from_timm(config, num_classes)
-    else:
-        model = _from_torchvision(config, num_classes)
+    model = build_plain(config, num_classes)
+    if config.activation is not None:
+        swap_activations(model, config.activation)
+    _fit_heads(model, config, num_classes)
+    if config.blurpool:
+        insert_blurpool(model)
+    if config.library == "torchvision":
+        # timm's and our own constructors take these two.
+        if config.dropout:
+            set_dropout(model, config.dropout)
+        if config.stochastic_depth:
+            set_stochastic_depth(model, config.stochastic_depth)
+    if config.zero_init_last_norm is not None:
+        init_last_norms(model, config.zero_init_last_norm)
+    model.weights_note = _load(model, config)  # type: ignore[assignment]
+    if config.gradient_checkpointing:
+        checkpoint_blocks(model)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
     return model
 
 
+def _fit_heads(model: nn.Module, config: ModelSection, num_classes: int) -> None:
+    # torchvision's pretrained networks come with the classes of their weights; timm's with those asked for.
+    if config.head is not None or (config.library == "torchvision" and config.pretrained):
+        replace_heads(model, num_classes, config.head)
+
+
+def _load(model: nn.Module, config: ModelSection) -> str:
+    if config.checkpoint is not None:
+        return load_weights(model, config.checkpoint)
+    if config.pretrained:
+        return f"pretrained weights of {config.library}'s {config.name}"
+    return "random weights"
+
+
 def model_fault(config: ModelSection) -> str | None:
-    """A sentence where the library has no model of this name, else None."""
-    names = _model_names(config.library)
-    if config.name in names:
-        return None
-    near = difflib.get_close_matches(config.name, names, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else "list them with timm.list_models()"
-    return f"model.name: {config.library} has no model {config.name!r}; {hint}"
+    """A sentence where the section names what does not exist, or contradicts itself; else None.
+
+    Builds nothing: fit for a check of the recipe.
+    """
+    names = _model_names(config.library, config.name)
+    if config.name not in names:
+        near = difflib.get_close_matches(config.name, names, n=3)
+        listing = "timm.list_models()" if config.library == "timm" else "torchvision.models.list_models()"
+        hint = f"did you mean {' or '.join(near)}?" if near else f"list them with {listing}"
+        if config.library == "own":
+            hint = f"there is {' and '.join(OWN_MODELS)}"
+        return f"model.name: {config.library} has no model {config.name[:80]!r}; {hint}"
+    if config.library == "own" and config.pretrained:
+        return "model.pretrained: the project's own networks have no pretrained weights; use model.checkpoint"
+    if config.zero_init_last_norm is not None and (config.pretrained or config.checkpoint is not None):
+        return "model.zero_init_last_norm: trained weights have norms of their own; leave it null"
+    if config.head is not None and config.dropout:
+        return "model.dropout is for the model's own head; with model.head, say model.head.dropout"
+    if config.activation is not None and (fault := activation_fault(config.activation, "model.activation")):
+        return fault
+    if config.head is not None:
+        return activation_fault(config.head.activation, "model.head.activation")
+    return None
 
 
-def _model_names(library: str) -> list[str]:
+def _model_names(library: str, name: str) -> list[str]:
+    if library == "own":
+        return list(OWN_MODELS)
     if library == "timm":
         import timm
 
-        return timm.list_models()
+        # resnet50.a1_in1k is resnet50 with the weights of that name.
+        return timm.list_pretrained() if "." in name else timm.list_models()
     import torchvision
 
     return torchvision.models.list_models(module=torchvision.models)
-
-
-def _from_timm(config: ModelSection, num_classes: int) -> nn.Module:
-    import timm
-
-    try:
-        return timm.create_model(config.name, pretrained=config.pretrained, num_classes=num_classes)
-    except Exception as error:
-        if not config.pretrained:
-            raise
-        raise ValueError(_no_weights(config, error)) from None
-
-
-def _from_torchvision(config: ModelSection, num_classes: int) -> nn.Module:
-    import torchvision
-
-    if not config.pretrained:
-        return torchvision.models.get_model(config.name, num_classes=num_classes)
-    try:
-        # The weights fix the number of classes; the last layer is replaced afterwards.
-        model = torchvision.models.get_model(config.name, weights="DEFAULT")
-    except Exception as error:
-        raise ValueError(_no_weights(config, error)) from None
-    name, layer = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
-    parent = model.get_submodule(name.rpartition(".")[0])
-    setattr(parent, name.rpartition(".")[2], nn.Linear(layer.in_features, num_classes))
-    return model
-
-
-def _no_weights(config: ModelSection, error: Exception) -> str:
-    first_line = str(error).split("\n")[0][:200]
-    return (
-        f"pretrained weights of {config.library}'s {config.name} cannot be had ({first_line}): check the "
-        "network, or set model.pretrained=false"
-    )
 
 
 def num_parameters(model: nn.Module) -> int:

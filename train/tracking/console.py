@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from typing import TextIO
 
+BAR_WIDTH = 20
 PLAIN_LINE_SECONDS = 30.0  # how often progress is said where no line can be rewritten
 
 
@@ -25,12 +27,20 @@ class Console:
             self._erase()
             print(line, file=self._stream, flush=True)
 
-    def progress(self, line: str) -> None:
-        """A line that the next one replaces; without a terminal, one every half minute."""
+    def progress(self, line: str, fraction: float | None = None) -> None:
+        """A line that the next one replaces; without a terminal, one every half minute.
+
+        Args:
+            fraction: of the work that is done, drawn as a bar where there is room for it.
+        """
         if not self.is_enabled:
             return
         if self._live:
             self._erase()
+            width = shutil.get_terminal_size().columns - 1
+            if fraction is not None and width - len(line) > BAR_WIDTH:
+                line = f"{bar(fraction)} {line}"
+            line = line[:width]  # a line that wraps cannot be replaced
             self._stream.write(line)
             self._stream.flush()
             self._live_length = len(line)
@@ -42,6 +52,12 @@ class Console:
         if self._live_length:
             self._stream.write("\r" + " " * self._live_length + "\r")
             self._live_length = 0
+
+
+def bar(fraction: float) -> str:
+    """`━━━━━━──────────────`: twenty places, as many of them heavy as are done."""
+    done = min(max(round(fraction * BAR_WIDTH), 0), BAR_WIDTH)
+    return "━" * done + "─" * (BAR_WIDTH - done)
 
 
 def duration(seconds: float) -> str:

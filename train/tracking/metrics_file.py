@@ -19,9 +19,13 @@ class MetricsFile:
     def append(self, row: dict[str, Any]) -> None:
         """Write one row.
 
-        Numbers are rounded to six significant digits; a non-finite one is left out, since JSON has none.
+        Numbers are rounded to six significant digits, `time` to milliseconds; a non-finite one is left out, since JSON has none.
         """
-        kept = {key: _rounded(value) for key, value in row.items() if _has_value(value)}
+        kept = {
+            key: round(value, 3) if key == "time" else _rounded(value)
+            for key, value in row.items()
+            if _has_value(value)
+        }
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(kept) + "\n")
 

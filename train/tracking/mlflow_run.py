@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 MAX_PARAMETER_LENGTH = 500
+PARENT_TAG = "mlflow.parentRunId"  # MLflow shows such runs under their parent
 FINISH_SECONDS = 120.0
 MOST_FAILURES = 3  # in a row; then the server is taken for gone
 
@@ -91,6 +92,7 @@ class MlflowRun:
         self._say = say
         self._calls: queue.Queue[Callable[[MlflowClient, str], None] | None] = queue.Queue()
         self._client: MlflowClient | None = None
+        self._opened = threading.Event()  # or failed
         self._thread = threading.Thread(
             target=self._work, args=(config, runs_folder, run_name), name="mlflow", daemon=True
         )
@@ -130,6 +132,23 @@ class MlflowRun:
 
         self._calls.put(call)
 
+    def tag_child(self, name: str, tags: dict[str, str]) -> None:
+        """Tag the runs called `name` that have this one as their parent."""
+
+        def call(client: MlflowClient, run_id: str) -> None:
+            experiment_id = client.get_run(run_id).info.experiment_id
+            wanted = f"tags.`{PARENT_TAG}` = '{run_id}' and attributes.run_name = '{name}'"
+            for child in client.search_runs([experiment_id], wanted):
+                for key, value in tags.items():
+                    client.set_tag(child.info.run_id, key, value)
+
+        self._calls.put(call)
+
+    def wait_until_open(self, timeout_seconds: float = FINISH_SECONDS) -> str | None:
+        """The run's id once the server knows it; None where it does not answer."""
+        self._opened.wait(timeout_seconds)
+        return self.run_id if self._client is not None and self.failed is None else None
+
     def finish(self, status: str) -> None:
         """Send what is left and mark the run (`FINISHED`, `KILLED` or `FAILED`); waits, but not for ever."""
         self._calls.put(lambda client, run_id: client.set_terminated(run_id, status))
@@ -141,6 +160,7 @@ class MlflowRun:
     def _work(self, config: TrackingSection, runs_folder: Path, run_name: str) -> None:
         try:
             self._open(config, runs_folder, run_name)
+            self._opened.set()
             failures = 0
             while (call := self._calls.get()) is not None:
                 assert self._client is not None and self.run_id is not None
@@ -154,13 +174,15 @@ class MlflowRun:
                     self._say(f"warning: MLflow at {self.uri} missed something ({_first_line(error)})")
         except Exception as error:  # whatever MLflow raises, training goes on without it
             self.failed = _first_line(error)
+            self._opened.set()
             self._say(f"warning: MLflow at {self.uri} failed ({self.failed}); metrics.jsonl has every row")
 
     def _open(self, config: TrackingSection, runs_folder: Path, run_name: str) -> None:
         client = open_client(self.uri)
         if self.run_id is None:
             experiment_id = open_experiment(client, config.experiment, self.uri, runs_folder)
-            self.run_id = client.create_run(experiment_id, run_name=run_name).info.run_id
+            tags = {PARENT_TAG: config.parent_run_id} if config.parent_run_id else {}
+            self.run_id = client.create_run(experiment_id, run_name=run_name, tags=tags).info.run_id
         else:
             client.update_run(self.run_id, status="RUNNING")
         self._client = client

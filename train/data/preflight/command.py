@@ -126,7 +126,7 @@ def _prepare(recipe: Recipe, num_ranks: int | None, seconds: float) -> Preflight
         raise ValueError("; ".join(faults))
     use_cuda = torch.cuda.is_available()
     num_ranks = num_ranks or (torch.cuda.device_count() if use_cuda else 1)
-    check_batch_size(recipe.data.global_batch_size, recipe.data.grad_accum_steps, num_ranks)
+    check_batch_size(recipe.data.global_batch_size, recipe.data.accum_steps, num_ranks)
     backend, reason = choose_backend(recipe.data.loader, manifest.format)
     device = torch.device("cuda", 0) if use_cuda else torch.device("cpu")
     cores = sorted(os.sched_getaffinity(0))
@@ -233,7 +233,7 @@ def _model_rate(
     recipe, device = parts.recipe, parts.ranks.device
     is_training = doing == "training"
     if is_training:
-        batch_size = recipe.data.global_batch_size // (parts.ranks.world_size * recipe.data.grad_accum_steps)
+        batch_size = recipe.data.global_batch_size // (parts.ranks.world_size * recipe.data.accum_steps)
     else:
         batch_size = recipe.validation.batch_size
 
@@ -247,7 +247,7 @@ def _model_rate(
         return model_rate(build, batch_size, device, parts.seconds), None
     except torch.OutOfMemoryError:
         remedy = (
-            f"data.grad_accum_steps={2 * recipe.data.grad_accum_steps}"
+            f"data.grad_accum_steps={2 * recipe.data.accum_steps}"
             if is_training
             else f"validation.batch_size={max(1, batch_size // 2)}"
         )

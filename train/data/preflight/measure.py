@@ -20,9 +20,12 @@ import torch
 from torch import nn
 
 from train.config import Recipe
-from train.data.batch import Batch, Normalize
+from train.data.batch import Batch, Normalize, Targets
+from train.data.device_augment import DeviceAugment
 from train.data.loaders import Loader, LoaderPlan
 from train.data.loaders.reference import ReferenceLoader
+from train.loss import TrainingLoss
+from train.models.heads import head_of
 from train.optim import build_optimizer, set_learning_rate
 from train.precision import build_autocast, build_scaler, choose_precision
 
@@ -116,16 +119,21 @@ def training_step(
     images, labels = _synthetic(micro_batch_size, resolution, num_classes, device)
     precision = choose_precision(recipe.precision.mode, device)
     autocast, scaler = build_autocast(precision, device), build_scaler(precision, device)
-    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.loss.label_smoothing)
-    optimizer = build_optimizer(model, recipe.optimizer)
+    augment = DeviceAugment(recipe.augmentation, (0.5, 0.5, 0.5))
+    # Weights of classes change no speed, and a teacher is not loaded for a few seconds.
+    loss = TrainingLoss(
+        recipe.loss.model_copy(update={"class_weights": None, "distillation": None}), num_classes
+    )
+    optimizer = build_optimizer(model, recipe.optimizer, head_of(model))
     set_learning_rate(optimizer, 1e-6, None)  # noise cannot be learned: at full rate it diverges
-    accum_steps = recipe.data.grad_accum_steps
+    accum_steps = recipe.data.accum_steps
     model.train()
 
     def compute() -> None:
+        pixels, targets = (images, Targets(labels)) if augment.is_identity else augment(images, labels, 0)
         with autocast:
-            logits = model(normalize(images))
-        scaler.scale(criterion(logits.float(), labels) / accum_steps).backward()
+            output = model(normalize(pixels))
+        scaler.scale(loss(output, targets)[0] / accum_steps).backward()
 
     def update() -> None:
         scaler.step(optimizer)

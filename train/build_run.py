@@ -1,0 +1,331 @@
+"""Building the parts of a training from its recipe, and taking them up from a checkpoint."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from data_prep.manifest import Manifest, load_manifest
+from train.check import split_faults
+from train.checkpoint import CheckpointStore
+from train.config import ModelSection, Recipe, flatten
+from train.cost import Budget, find_price
+from train.damage import DamageLog
+from train.data.batch import Normalize, Targets, normalization_statistics
+from train.data.device_augment import DeviceAugment
+from train.data.loaders import Loader, LoaderPlan, build_loader, choose_backend
+from train.data.order import check_batch_size, num_steps_per_epoch
+from train.distributed import Ranks, describe_hardware
+from train.ema import Ema
+from train.loss import TrainingLoss
+from train.micro_batch import resolve_grad_accum_steps
+from train.models.build import build_model, num_parameters
+from train.models.heads import head_of, init_bce_bias
+from train.models.sync_batchnorm import convert_sync_batchnorm
+from train.optim import build_optimizer, scaled_peak_lr
+from train.param_groups import Trainable, freeze_statistics, set_trainable
+from train.precision import build_autocast, build_scaler, choose_precision, set_matmul_precision
+from train.preemption import StopFlag
+from train.profiler import StepProfiler
+from train.run import Progress, Run
+from train.run_folder import METRICS_NAME
+from train.schedule import EarlyStopping, Schedule
+from train.teacher import Teacher
+from train.throughput import Throughput
+from train.tracking.console import Console
+from train.tracking.metrics_file import MetricsFile
+from train.tracking.mlflow_run import MlflowRun
+from train.update import Updater, fill_momentum
+from train.validation import View, views_of
+
+
+def build_run(
+    recipe: Recipe, folder: Path, data: Path, ranks: Ranks, stop: StopFlag, console: Console
+) -> Run:
+    """Everything a training needs, weights at their seeded start.
+
+    Args:
+        folder: of the run. data: of the shards, on a disk of this machine.
+    """
+    manifest = ranks.on_primary(lambda: _checked_manifest(recipe, data, ranks))
+    device, num_classes = ranks.device, manifest.num_classes
+    precision = choose_precision(recipe.precision.mode, device)
+    set_matmul_precision(precision)
+    torch.backends.cudnn.benchmark = True  # shapes are the same in every step of an epoch
+    torch.manual_seed(recipe.run.seed)
+    model = build_model(recipe.model, num_classes)
+    if recipe.loss.kind == "bce":
+        init_bce_bias(model, num_classes)
+    if recipe.model.sync_batchnorm:
+        model = convert_sync_batchnorm(model, device)
+    model = model.to(device)
+    head = head_of(model)
+    statistics = normalization_statistics(recipe.data.normalization, manifest.mean, manifest.std)
+    normalize = Normalize(*statistics, channels_last=recipe.model.channels_last).to(device)
+    recipe = _with_micro_batches(recipe, folder, model, normalize, num_classes, ranks)
+    training = LoaderPlan.training(data, manifest, recipe.data, recipe.run.seed, ranks)
+    views = views_of(recipe)
+    train_loader = build_loader(recipe.data.loader, training)
+    val_loaders = _build_val_loaders(recipe, data, manifest, views, ranks)
+    peak_lr = scaled_peak_lr(recipe.optimizer, recipe.data.global_batch_size)
+    optimizer = build_optimizer(model, recipe.optimizer, head, peak_lr)
+    scaler = build_scaler(precision, device)
+    distillation, early = recipe.loss.distillation, recipe.schedule.early_stopping
+    price = find_price(recipe.budget)
+    steps_per_epoch = num_steps_per_epoch(manifest.splits["train"].num_samples, recipe.data.global_batch_size)
+    loaders = {"train": train_loader, "val": val_loaders[views[0].crop_ratio]}
+    run = Run(
+        recipe=recipe,
+        folder=folder,
+        ranks=ranks,
+        manifest=manifest,
+        precision=precision,
+        model=model,
+        trained=model,
+        head=head,
+        trainable="all",
+        normalize=normalize,
+        augment=DeviceAugment(recipe.augmentation, manifest.mean),
+        loss=TrainingLoss(recipe.loss, num_classes, manifest.splits["train"].class_counts).to(device),
+        teacher=None if distillation is None else Teacher(distillation.teacher, manifest.class_names, device),
+        optimizer=optimizer,
+        scaler=scaler,
+        updater=Updater(model, head, optimizer, scaler, recipe.optimizer, ranks),
+        ema=None if recipe.ema is None else Ema(model, recipe.ema),
+        schedule=Schedule(recipe.schedule, recipe.optimizer, steps_per_epoch, peak_lr),
+        early_stopping=None if early is None else EarlyStopping(early),
+        autocast=build_autocast(precision, device),
+        train_loader=train_loader,
+        val_loaders=val_loaders,
+        views=views,
+        damage=DamageLog(folder, ranks, loaders),
+        stop=stop,
+        clock=Throughput(ranks.world_size, device),
+        console=console,
+        metrics=MetricsFile(folder / METRICS_NAME),
+        profiler=StepProfiler(recipe.profile, folder, ranks.rank, device),
+        price=price,
+        budget=Budget(recipe.budget, price),
+        window=torch.zeros(4, dtype=torch.float64, device=device),
+    )
+    train_part(run, run.schedule.trainable_at(0))
+    _introduce(run)
+    return run
+
+
+def _with_micro_batches(
+    recipe: Recipe, folder: Path, model: nn.Module, normalize: Normalize, num_classes: int, ranks: Ranks
+) -> Recipe:
+    """The recipe with a number for `data.grad_accum_steps`."""
+    steps = resolve_grad_accum_steps(recipe, folder, model, normalize, num_classes, ranks)
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"grad_accum_steps": steps})})
+
+
+def _build_val_loaders(
+    recipe: Recipe, data: Path, manifest: Manifest, views: Sequence[View], ranks: Ranks
+) -> dict[float, Loader]:
+    loaders = {}
+    for ratio in dict.fromkeys(view.crop_ratio for view in views):
+        section = recipe.validation.model_copy(update={"crop_ratio": ratio})
+        plan = LoaderPlan.validation(data, manifest, section, recipe.data, ranks)
+        loaders[ratio] = build_loader(recipe.data.loader, plan)
+    return loaders
+
+
+def train_part(run: Run, trainable: str | tuple[str, ...]) -> None:
+    """Freeze and unfreeze for a phase, and wrap the model anew: DDP reduces what needed gradients then."""
+    set_trainable(run.model, cast(Trainable, trainable), run.head)
+    fill_momentum(run.optimizer)
+    run.trainable = trainable
+    run.trained = wrap(run.model, run.recipe.model, run.ranks)
+    set_training_mode(run)
+
+
+def set_training_mode(run: Run) -> None:
+    run.trained.train()
+    freeze_statistics(run.model)
+
+
+def wrap(model: nn.Module, config: ModelSection, ranks: Ranks) -> nn.Module:
+    """Compiled, then wrapped for DDP, both where wanted; parameters and their names stay the model's own."""
+    trained = model
+    if config.compile:
+        mode = None if config.compile is True else config.compile
+        trained = cast(nn.Module, torch.compile(model, mode=mode, dynamic=False))
+    return wrap_for_ddp(trained, ranks) if ranks.world_size > 1 else trained
+
+
+def wrap_for_ddp(model: nn.Module, ranks: Ranks) -> DistributedDataParallel:
+    """Gradients are averaged over ranks; BatchNorm statistics only before they are used."""
+    parameters = inspect.signature(DistributedDataParallel).parameters
+    # The argument got a new name in torch 2.15, and the old one warns there.
+    name = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
+    no_buffers: dict[str, Any] = {name: False}
+    return DistributedDataParallel(
+        model,
+        device_ids=[ranks.local_rank] if ranks.device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        **no_buffers,
+    )
+
+
+def _checked_manifest(recipe: Recipe, data: Path, ranks: Ranks) -> Manifest:
+    manifest = load_manifest(data)
+    if faults := split_faults(manifest, recipe):
+        raise ValueError("; ".join(faults))
+    check_batch_size(recipe.data.global_batch_size, recipe.data.accum_steps, ranks.world_size)
+    return manifest
+
+
+def _introduce(run: Run) -> None:
+    recipe, manifest, data = run.recipe, run.manifest, run.recipe.data
+    backend, reason = choose_backend(data.loader, manifest.format)
+    counts = ", ".join(f"{entry.num_samples:,} {name}" for name, entry in manifest.splits.items())
+    machine = f"{run.ranks.world_size} rank(s) on {describe_hardware(run.ranks)}"
+    note = getattr(run.model, "weights_note", "")
+    micro = data.global_batch_size // (run.ranks.world_size * data.accum_steps)
+    lines = [
+        f"run {run.folder}: {recipe.model.library} {recipe.model.name} "
+        f"({num_parameters(run.model) / 1e6:.1f} M parameters), {manifest.num_classes} classes, {counts} "
+        f"images{f'; {note}' if note else ''}",
+        f"{machine}, {run.precision}; loader {backend} ({reason})",
+        f"{recipe.num_epochs} epochs × {run.steps_per_epoch} steps of {data.global_batch_size} at "
+        f"{_sides(recipe)} px ({micro} images a rank and micro-batch, {data.accum_steps} a step)",
+        f"peak_lr {run.schedule.peak_lr:.4g}{_scaling(recipe)}; validated at {run.views[0].words}; "
+        + (f"${run.price.usd_per_hour:.2f} an hour ({run.price.source})" if run.price else "no price known"),
+    ]
+    run.console.say("\n  ".join(lines))
+
+
+def _scaling(recipe: Recipe) -> str:
+    """How the rate came about, where it was scaled with the batch."""
+    reference, batch = recipe.optimizer.peak_lr_batch_size, recipe.data.global_batch_size
+    if reference is None or reference == batch:
+        return ""
+    return f" ({recipe.optimizer.peak_lr:g} at batch {reference}, scaled linearly to {batch})"
+
+
+def _sides(recipe: Recipe) -> str:
+    """`64`, or `128 → 160 → 192` where the resolution grows."""
+    return " → ".join(str(side) for side in recipe.data.resolutions.values())
+
+
+def resume_or_start(run: Run) -> bool:
+    """Go on from the newest whole checkpoint, or find a learning rate and begin; False on a signal."""
+    store = CheckpointStore(run.folder / "checkpoints")
+    name = run.ranks.on_primary(lambda: _latest_name(store, run.console))
+    state: dict[str, Any] | None = None
+    if name is not None:
+        state = torch.load(store.folder / name, map_location="cpu", weights_only=True)
+        load_state(run, state)
+    if run.ranks.is_primary:
+        run.metrics.cut_after(run.progress.step)
+        if state is None:
+            run.damage.start_over()
+        if run.recipe.tracking.mlflow:
+            run.mlflow = MlflowRun(
+                run.recipe.tracking,
+                run.recipe.run.folder,
+                run.folder.name,
+                run.progress.mlflow_run_id,
+                run.console.say,
+            )
+            run.mlflow.log_parameters(flatten(run.recipe.model_dump(mode="json")))
+            run.mlflow.set_tags(_tags(run))
+    if state is not None:
+        run.console.say(f"going on from {name}: epoch {run.progress.epoch + 1}, step {run.progress.step}")
+    elif run.recipe.lr_finder.enabled:
+        return run_lr_finder(run)
+    return True
+
+
+def _latest_name(store: CheckpointStore, console: Console) -> str | None:
+    latest = store.load_latest(console.say)
+    return None if latest is None else latest[0].name
+
+
+def load_state(run: Run, state: dict[str, Any]) -> None:
+    """Put a checkpoint into the parts of a run.
+
+    Raises:
+        ValueError: it was made with other classes.
+    """
+    if tuple(state["class_names"]) != run.manifest.class_names:
+        raise ValueError(
+            f"the checkpoint in {run.folder} was trained on other classes than {run.recipe.data.path} holds: "
+            "choose another run.name"
+        )
+    if state.get("data_identity") != run.data_identity:
+        raise ValueError(
+            f"the checkpoint in {run.folder} was trained on another version of {run.recipe.data.path} (its "
+            "samples or their order differ): choose another run.name, or go back to that data set"
+        )
+    run.model.load_state_dict(state["model"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    fill_momentum(run.optimizer)
+    run.scaler.load_state_dict(state["scaler"])
+    run.schedule.load_state_dict(state["schedule"], run.optimizer)
+    if run.ema is not None:
+        run.ema.model.load_state_dict(state["ema"])
+        run.ema.num_updates = state["ema_updates"]
+    if run.early_stopping is not None:
+        run.early_stopping.load_state_dict(state["early_stopping"])
+    run.progress = Progress(**state["progress"])
+    run.skipped_before = run.progress.skipped_steps
+    if run.ranks.is_primary:  # a sum over ranks was saved: one rank takes it up
+        run.window += torch.tensor(state["window"], dtype=torch.float64, device=run.ranks.device)
+
+
+def run_lr_finder(run: Run) -> bool:
+    """Look for a learning rate, save curve and choice, and train with it where the recipe says so.
+
+    Returns:
+        False where a signal ended the search: nothing was trained, a new start begins again.
+    """
+    from train.lr_finder import find_learning_rate, save_result
+
+    recipe = run.recipe
+    result = find_learning_rate(
+        nn.Sequential(run.normalize, run.trained),
+        run.optimizer,
+        lambda output, labels: run.loss(output, Targets(labels))[0],
+        run.train_loader,
+        recipe.lr_finder,
+        resolution=recipe.data.resolution_at(0),
+        grad_accum_steps=recipe.data.accum_steps,
+        precision=run.precision,
+        ranks=run.ranks,
+        wants_to_stop=lambda: run.stop.is_raised,
+    )
+    if result is None:
+        return False
+    use = recipe.lr_finder.use and result.choice is not None
+    if use and result.choice is not None:
+        run.schedule.peak_lr = result.choice
+    if run.ranks.is_primary:
+        save_result(result, run.folder, run.schedule.peak_lr)
+        found = "no choice" if result.choice is None else f"{result.choice:.3g}"
+        run.console.say(
+            f"learning-rate finder: {found} ({result.reason}); training with peak_lr "
+            f"{run.schedule.peak_lr:.3g}" + ("" if use else " of the recipe")
+        )
+        if run.mlflow is not None:
+            run.mlflow.log_metrics({"peak_lr": run.schedule.peak_lr}, 0)
+            run.mlflow.log_file(run.folder / "lr_finder.png")
+    return True
+
+
+def _tags(run: Run) -> dict[str, str]:
+    return {
+        "dataset": run.recipe.data.name,
+        "hardware": describe_hardware(run.ranks),
+        "run_folder": str(run.folder.resolve()),
+        "weights_at_start": run.recipe.weights_at_start,
+        "price": run.price.source if run.price else "",
+    }

@@ -1,0 +1,231 @@
+"""What a sweep leaves: `sweep.html`, one page without outside parts, and `sweep.json` for programs."""
+
+from __future__ import annotations
+
+import datetime
+import html
+import json
+import shlex
+from collections import Counter
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from data_prep.storage import write_atomically
+from train.run_folder import RECIPE_NAME
+from train.sweep import plots
+from train.sweep.space import overrides_of, value_text
+from train.sweep.study import (
+    MIN_TRIALS_FOR_IMPORTANCE,
+    Definition,
+    best_trial,
+    ended_trials,
+    importances,
+)
+from train.tracking.console import duration
+
+PAGE_NAME, TABLE_NAME = "sweep.html", "sweep.json"
+TRIALS_FOR_TRUST = 30  # with fewer, importance changes from sweep to sweep
+STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+METRIC_NAMES = {"top1": "top-1", "top5": "top-5", "loss": "loss"}
+
+
+def trial_name(number: int) -> str:
+    """Of its run folder and MLflow run; people count from 1."""
+    return f"trial-{number + 1:04d}"
+
+
+def value_figure(metric: str, value: float | None) -> str:
+    """As people read it: a percentage, or a loss."""
+    if value is None:
+        return ""
+    return f"{value:.4f}" if metric == "loss" else f"{value:.2%}"
+
+
+def write_page(
+    folder: Path, study: optuna.Study, definition: Definition, num_trials: int, num_ranks: int
+) -> None:
+    """Write both files; what they say holds at this moment, trials still to come are counted."""
+    table = sweep_table(folder, study, definition, num_trials, num_ranks)
+    write_atomically(folder / TABLE_NAME, (json.dumps(table, indent=1) + "\n").encode())
+    write_atomically(folder / PAGE_NAME, render(table, definition).encode())
+
+
+def sweep_table(
+    folder: Path, study: optuna.Study, definition: Definition, num_trials: int, num_ranks: int
+) -> dict[str, Any]:
+    """What `sweep.json` holds; trials are counted from 1."""
+    best = best_trial(study)
+    rows = [_row(trial) for trial in ended_trials(study)]
+    return {
+        "name": folder.name,
+        "metric": definition.metric,
+        "direction": definition.direction,
+        "num_trials": num_trials,
+        "spaces": {space.key: space.text for space in definition.spaces},
+        "best": None if best is None else {**_row(best), "command": best_command(folder, best, num_ranks)},
+        "importance": importances(study),
+        "trials": rows,
+    }
+
+
+def best_command(folder: Path, best: FrozenTrial, num_ranks: int) -> str:
+    """What trains with the best values, as a user types it."""
+    launcher = "python" if num_ranks == 1 else f"torchrun --standalone --nproc-per-node={num_ranks}"
+    words = [str(folder / RECIPE_NAME), *overrides_of(best.params), f"run.name={folder.name}-best"]
+    return f"{launcher} -m train {' '.join(shlex.quote(word) for word in words)}"
+
+
+def _row(trial: FrozenTrial) -> dict[str, Any]:
+    return {
+        "number": trial.number + 1,
+        "run": trial_name(trial.number),
+        "state": STATES.get(trial.state, "running"),
+        "value": trial.value,
+        "epochs": max(trial.intermediate_values, default=0),
+        "parameters": trial.params,
+        "seconds": trial.user_attrs.get("seconds"),
+        "reason": trial.user_attrs.get("reason", ""),
+    }
+
+
+def render(table: dict[str, Any], definition: Definition) -> str:
+    """The page of a sweep's table."""
+    template = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
+    return template.substitute(
+        title=html.escape(table["name"]),
+        headline=_tiles(table),
+        sections="\n".join([_best(table), _plots(table, definition), _table(table)]),
+        footer=f"Written {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC by python -m train.sweep; "
+        f"the same figures are in {TABLE_NAME}.",
+    )
+
+
+def _tiles(table: dict[str, Any]) -> str:
+    rows, best, metric = table["trials"], table["best"], table["metric"]
+    counts = Counter(row["state"] for row in rows)
+    seconds = [row["seconds"] or 0.0 for row in rows]
+    missing = table["num_trials"] - len(rows)
+    states = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+    tiles = [
+        (f"best {METRIC_NAMES[metric]}", value_figure(metric, best["value"]) if best else "—", "")
+        if best is None
+        else (f"best {METRIC_NAMES[metric]}", value_figure(metric, best["value"]), f"trial {best['number']}"),
+        ("trials", str(len(rows)), states + (f", {missing} to come" if missing > 0 else "")),
+        ("training time", duration(sum(seconds)), f"{duration(sum(seconds) / max(len(rows), 1))} a trial"),
+    ]
+    return '<dl class="tiles headline">' + "".join(_tile(*tile) for tile in tiles) + "</dl>"
+
+
+def _tile(name: str, figure: str, below: str) -> str:
+    return (
+        f'<div class="tile"><dt>{html.escape(name)}</dt><dd class="figure">{html.escape(figure)}</dd>'
+        f'<dd class="note">{html.escape(below)}</dd></div>'
+    )
+
+
+def _best(table: dict[str, Any]) -> str:
+    best = table["best"]
+    if best is None:
+        return '<h2>Best trial</h2><p class="note">No trial has trained to its end yet.</p>'
+    pairs = "".join(
+        f"<div><dt>{html.escape(key)}</dt><dd>{html.escape(value_text(value))}"
+        f'<span class="note"> of {html.escape(table["spaces"].get(key, ""))}</span></dd></div>'
+        for key, value in best["parameters"].items()
+    )
+    return (
+        f'<h2>Best trial</h2><dl class="card details">{pairs}</dl>'
+        '<p class="note above">To train with these values:</p>'
+        f'<pre class="card">{html.escape(best["command"])}</pre>'
+        '<p class="note">The best of several trials was chosen on the images that it is measured on, so its '
+        "figure is a little too good. Trials a few tenths of a percent apart may differ by their seeds only: "
+        "train the best ones again with other seeds before you rely on the difference.</p>"
+    )
+
+
+def _plots(table: dict[str, Any], definition: Definition) -> str:
+    rows, metric = table["trials"], table["metric"]
+    if not any(row["value"] is not None for row in rows):
+        return ""
+
+    def tick(value: float) -> str:
+        return f"{value:.3g}" if metric == "loss" else f"{value * 100:.4g}%"
+
+    name = METRIC_NAMES[metric]
+    parts = [
+        f'<h2>History</h2><p class="note">Validation {name} of every trial; a pruned one stands at its last '
+        "epoch. Trials are pruned against others at the same epoch.</p>",
+        _image(plots.history(rows, tick, metric == "loss"), f"{name} of each trial", "medium"),
+        _importance(table),
+        f'<h2>Parameters</h2><p class="note">Validation {name} over each parameter that was varied.</p>',
+        '<div class="grid">',
+        *(
+            _image(plots.scatter(rows, space.key, space.is_log, tick), f"{name} over {space.key}", "")
+            for space in definition.spaces
+        ),
+        "</div>",
+    ]
+    return "\n".join(parts)
+
+
+def _importance(table: dict[str, Any]) -> str:
+    count = sum(row["state"] == "complete" for row in table["trials"])
+    shares = table["importance"]
+    if len(table["spaces"]) < 2:
+        return ""
+    if not shares:
+        return (
+            '<h2>Importance</h2><p class="note">Which parameter matters cannot be told: that takes at least '
+            f"{MIN_TRIALS_FOR_IMPORTANCE} trials that trained to their end with different results, and there "
+            f"are {count}.</p>"
+        )
+    trust = (
+        f"That is few: below some {TRIALS_FOR_TRUST} trials these bars are mostly noise, and another seed "
+        "may turn their order."
+        if count < TRIALS_FOR_TRUST
+        else "Pruned and failed trials are not in it."
+    )
+    return (
+        f'<h2>Importance</h2><p class="note">By how much the values of good trials differ from those of all '
+        f"(PED-ANOVA), from {count} trials that trained to their end. {trust}</p>"
+        + _image(plots.importance(shares), "importance of each parameter", "medium")
+    )
+
+
+def _image(uri: str, text: str, kind: str) -> str:
+    return f'<figure class="card plot {kind}"><img src="{uri}" alt="{html.escape(text)}"></figure>'
+
+
+def _table(table: dict[str, Any]) -> str:
+    keys = list(table["spaces"])
+    heads = ["trial", METRIC_NAMES[table["metric"]], "state", *keys, "epochs", "time"]
+    head = "".join(f'<th><button type="button">{html.escape(name)}</button></th>' for name in heads)
+    body = "".join(_table_row(row, keys, table) for row in table["trials"])
+    return (
+        '<h2>All trials</h2><div class="card table"><table><thead><tr>'
+        f"{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _table_row(row: dict[str, Any], keys: list[str], table: dict[str, Any]) -> str:
+    state = f"{row['state']}: {row['reason']}" if row["state"] == "failed" else row["state"]
+    cells = [
+        (str(row["number"]), row["number"]),
+        (value_figure(table["metric"], row["value"]), row["value"]),
+        (state, state),
+        *((value_text(row["parameters"].get(key, "")), row["parameters"].get(key, "")) for key in keys),
+        (str(row["epochs"]), row["epochs"]),
+        (duration(row["seconds"] or 0), row["seconds"]),
+    ]
+    is_best = table["best"] is not None and row["number"] == table["best"]["number"]
+    kind = "best" if is_best else row["state"]
+    return f'<tr class="{kind}">' + "".join(_cell(text, value) for text, value in cells) + "</tr>"
+
+
+def _cell(text: str, value: Any) -> str:
+    # Plain digits: the page's script sorts by them, and knows no exponents.
+    plain = f"{value:.12f}" if isinstance(value, float) else "" if value is None else str(value)
+    return f'<td data-value="{html.escape(plain)}">{html.escape(text)}</td>'

@@ -1,0 +1,134 @@
+"""The update of a step: unscale, clip, agree that all is finite, and apply it, or skip it on every rank.
+
+A skipped step changes neither weights nor the optimizer's state nor BatchNorm statistics (which the forward
+pass has already spoilt). The ranks agree before the update, since one that skips alone would go another way.
+On a GPU all of it is decided on the device where the optimizer is a fused one of torch, which leaves its
+weights as they are where it is told to; another optimizer costs one wait for the device a step.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from train.clip import clip_gradients, total_grad_norm
+from train.config import OptimizerSection
+from train.distributed import Ranks
+
+FP16_SEARCH_STEPS = 25  # a gradient scaler may halve its scale as often as that before it counts
+
+
+class Updater:
+    """Applies the gradients of one model.
+
+    Attributes:
+        grad_norm: total norm of the last step's gradients before clipping, 0-dimensional on the device.
+        num_skipped: steps skipped since the start, 0-dimensional on the device.
+        gave_up: whether more steps in a row were skipped than allowed, 0-dimensional bool on the device.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        head: list[nn.Module],
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        config: OptimizerSection,
+        ranks: Ranks,
+    ) -> None:
+        self._parameters = list(model.parameters())
+        self._head = [parameter for module in head for parameter in module.parameters()]
+        self._optimizer = optimizer
+        self._scaler = scaler
+        self._config = config
+        self._ranks = ranks
+        self._limit = config.max_skipped_steps + (FP16_SEARCH_STEPS if scaler.is_enabled() else 0)
+        self._statistics = _norm_statistics(model)
+        self._saved = [torch.empty_like(buffer) for buffer in self._statistics]
+        self._skipped_in_a_row = torch.zeros((), device=ranks.device)
+        self.num_skipped = torch.zeros((), device=ranks.device)
+        self.grad_norm = torch.zeros((), device=ranks.device)
+
+    @property
+    def gave_up(self) -> torch.Tensor:
+        return self._skipped_in_a_row > self._limit
+
+    def begin(self) -> None:
+        """Before the forward pass: keep BatchNorm statistics, in case that this step is skipped."""
+        if self._saved:
+            torch._foreach_copy_(self._saved, self._statistics)
+
+    def end(self, loss: torch.Tensor) -> None:
+        """Apply the gradients, or skip the step, and drop them.
+
+        Args:
+            loss: of this step and rank, 0-dimensional on the device.
+        """
+        with torch.no_grad():
+            self._scaler.unscale_(self._optimizer)
+            self.grad_norm = total_grad_norm(self._parameters)
+            failed = self._agreed_failure(loss)
+            if self._config.clip is not None:
+                clip_gradients(self._parameters, self._config.clip, self._head, self.grad_norm)
+        self._step(failed)
+        self._optimizer.zero_grad(set_to_none=True)
+        self._skipped_in_a_row = (self._skipped_in_a_row + 1) * failed
+        self.num_skipped = self.num_skipped + failed
+
+    def _agreed_failure(self, loss: torch.Tensor) -> torch.Tensor:
+        """1.0 where any rank's loss or gradient is not finite, else 0.0; equal on all ranks."""
+        failed = (~(loss.detach().isfinite() & self.grad_norm.isfinite())).float()
+        if self._ranks.world_size > 1:
+            dist.all_reduce(failed, dist.ReduceOp.MAX)
+        return failed
+
+    def _step(self, failed: torch.Tensor) -> None:
+        if self._scaler.is_enabled():
+            self._scaler.step(
+                self._optimizer
+            )  # skips by itself: a loss that is not finite has such gradients
+            self._scaler.update()
+            self._restore_statistics_where(failed)
+        elif failed.device.type != "cpu" and _skips_on_device(self._optimizer):
+            self._optimizer.found_inf = failed  # type: ignore[attr-defined]
+            self._optimizer.step()
+            self._restore_statistics_where(failed)
+        elif not failed.item():
+            self._optimizer.step()
+        elif self._saved:
+            torch._foreach_copy_(self._statistics, self._saved)
+
+    @torch.no_grad()
+    def _restore_statistics_where(self, failed: torch.Tensor) -> None:
+        for buffer, saved in zip(self._statistics, self._saved, strict=True):
+            buffer.copy_(torch.where(failed > 0, saved, buffer))
+
+
+def fill_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give parameters that join later the momentum zero, which is what they start from.
+
+    torch's fused SGD takes buffers of all parameters, or of none.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
+    for group in optimizer.param_groups:
+        states = [optimizer.state[parameter] for parameter in group["params"]]
+        if all(state.get("momentum_buffer") is None for state in states):
+            continue
+        for parameter, state in zip(group["params"], states, strict=True):
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def _norm_statistics(model: nn.Module) -> list[torch.Tensor]:
+    norms = [module for module in model.modules() if isinstance(module, _NormBase)]
+    buffers = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+    return [buffer for buffer in buffers if buffer is not None]
+
+
+def _skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step with `found_inf` set leaves everything as it is: torch's fused implementations."""
+    supported = getattr(optimizer, "_step_supports_amp_scaling", False)
+    return supported and all(group.get("fused") for group in optimizer.param_groups)
