@@ -78,9 +78,9 @@ def train(recipe: Recipe, folder: Path, ranks: Ranks) -> dict[str, Any] | None:
             reason = train_epoch(run)
             if reason == DAMAGED_DATA:
                 end_for_damage(run)
-            if reason == "budget":
+            if reason == "budget" and run.progress.step < run.num_steps:
                 return end_by_budget(run, validate_views(run))
-            if reason is not None:
+            if reason not in (None, "budget"):
                 stop_in_good_order(run, reason)
                 return None
             finish_epoch(run)

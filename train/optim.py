@@ -65,7 +65,7 @@ def _build(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of optimizers, about their own speed
-            return create_optimizer_v2(
+            optimizer = create_optimizer_v2(
                 groups, config.name, lr=peak_lr, weight_decay=config.weight_decay, **arguments
             )
     except (TypeError, ValueError, AssertionError, ImportError, RuntimeError) as error:
@@ -73,6 +73,21 @@ def _build(
         raise ValueError(
             f"optimizer: {config.name} cannot be made ({reason}): check optimizer.options"
         ) from None
+    _begin_momentum(optimizer)
+    return optimizer
+
+
+def _begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give a fused SGD its buffers at once: zeros, from which the first step makes what it would have made.
+
+    torch 2.15 makes them for all parameters of a group in the first step, or fails with a TypeError where
+    some have theirs already, as after a phase that trained the head only.
+    """
+    optimizer = getattr(optimizer, "_base_optimizer", optimizer)  # of Lookahead
+    if isinstance(optimizer, torch.optim.SGD):
+        for group in optimizer.param_groups:
+            for parameter in group["params"] if group["fused"] else ():
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _arguments(config: OptimizerSection, devices: set[str]) -> dict[str, Any]:
@@ -87,7 +102,7 @@ def _arguments(config: OptimizerSection, devices: set[str]) -> dict[str, Any]:
     if _follows_nesterov(name) or name in _NESTEROV_BY_NAME:
         wanted = config.nesterov or name in _NESTEROV_BY_NAME
         arguments["nesterov"] = wanted and config.momentum > 0  # torch refuses it without momentum
-    can_fuse = info.opt_class in _FUSED and devices <= set(_FUSED_DEVICES)
+    can_fuse = info.opt_class in _FUSED and devices <= set(_FUSED_DEVICES) and not arguments.get("dampening")
     if can_fuse and not arguments.keys() & {"fused", "foreach"}:
         arguments["fused"] = True
     return arguments

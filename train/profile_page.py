@@ -68,7 +68,7 @@ def summarize(
         "parts": parts,
         "outside_parts": max(0.0, 1 - sum(part["share"] for part in parts.values())),
         "overhead": max(0.0, 1 - sum(parts[name]["share"] for name in WORK)),
-        "data_wait_seconds": on_host.get("data", 0.0) / num_steps / 1e6,
+        "data_wait_seconds": on_host["data"] / num_steps / 1e6 if "data" in on_host else None,
         "operators": _operators(device_events if on_cuda else _self_times(events), num_steps),
     }
     if on_cuda:
@@ -168,6 +168,8 @@ def profile_page(summary: dict[str, Any]) -> str:
         "|---|--:|--:|" + ("--:|" if on_cuda else ""),
     ]
     for name, part in summary["parts"].items():
+        if part["host_seconds"] == 0:
+            continue  # this training has no such part
         host = f" {_ms(part['host_seconds'])} |" if on_cuda else ""
         lines.append(f"| {name} | {_ms(part['seconds'])} | {part['share']:.1%} |{host}")
     outside = summary["outside_parts"] * summary["step_seconds"]
@@ -176,8 +178,9 @@ def profile_page(summary: dict[str, Any]) -> str:
     lines += [
         "",
         f"- overhead (all but forward, backward and update): **{summary['overhead']:.1%}**",
-        f"- the host waits for data: {_ms(summary['data_wait_seconds'])} a step",
     ]
+    if summary["data_wait_seconds"] is not None:
+        lines.append(f"- the host waits for data: {_ms(summary['data_wait_seconds'])} a step")
     if on_cuda:
         lines.append(f"- the device is idle: **{summary['device_idle']:.1%}** of the time")
     lines += [
@@ -203,10 +206,9 @@ def _slowdown(summary: dict[str, Any]) -> str:
     plain = summary["plain_step_seconds"]
     if plain is None:
         return ""
-    return (
-        f" The steps before, without the profiler, took {_ms(plain)}: shares are to be trusted, milliseconds "
-        "less."
-    )
+    slowed = summary["step_seconds"] > 1.1 * plain
+    trust = ": the profiler slows them, so trust the shares" if slowed else ""
+    return f" The steps before, without the profiler, took {_ms(plain)}{trust}."
 
 
 def _ms(seconds: float) -> str:

@@ -8,7 +8,7 @@ can be looked up in it. Nothing that goes wrong here ends a training.
 
 Example:
     >>> profiler = StepProfiler(recipe.profile, folder, ranks.rank, ranks.device)
-    >>> for num_done, batch in enumerate(batches, start=1):
+    >>> for num_done, batch in enumerate(profiler.waiting(batches), start=1):
     ...     with profiler.part("forward"):
     ...         logits = model(batch.images)
     ...     if line := profiler.step(num_done):
@@ -20,9 +20,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -30,6 +32,7 @@ from data_prep.storage import write_atomically
 from train.config import ProfileSection
 from train.profile_page import PART_PREFIX, profile_page, read_trace, summarize
 
+T = TypeVar("T")
 Part = Literal["data", "augment", "forward", "backward", "update", "log"]
 NO_PART = contextlib.nullcontext()
 FAILED = "warning: the profiler failed ({reason}); the training goes on without it"
@@ -64,6 +67,17 @@ class StepProfiler:
         if self._profile is None:
             return NO_PART
         return torch.profiler.record_function(PART_PREFIX + name)
+
+    def waiting(self, batches: Iterable[T]) -> Iterator[T]:
+        """The same batches; the wait for each is the part `data`."""
+        iterator = iter(batches)
+        while True:
+            with self.part("data"):
+                try:
+                    batch = next(iterator)
+                except StopIteration:
+                    return
+            yield batch
 
     def step(self, num_done: int) -> str | None:
         """Call at the end of every step.
@@ -101,6 +115,8 @@ class StepProfiler:
         return FAILED.format(reason=fault) if fault else line[0]
 
     def _start(self) -> None:
+        # Kineto tells of its start and stop, and of a missing GPU, as errors.
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self._device.type == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -143,7 +159,7 @@ class StepProfiler:
             f"{shares}, overhead {summary['overhead']:.0%}; {self._folder / 'profile.md'}"
         )
 
-    def _guarded(self, action: Any) -> str | None:
+    def _guarded(self, action: Callable[[], object]) -> str | None:
         """Do it; the first line of what went wrong, or None."""
         try:
             action()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,4 @@ def test_recipe_takes_two_steps_and_validates(path: Path, few_images: Path, tmp_
     assert [row["step"] for row in training] == list(range(1, NUM_STEPS * num_epochs + 1))
     assert len(rows) > len(training) and all(math.isfinite(row["loss"]) for row in rows)
     assert (tmp_path / "runs" / path.stem / "summary.json").is_file()
+    shutil.rmtree(tmp_path / "runs")  # some hundred megabytes of checkpoints

@@ -92,6 +92,9 @@ def swap_activations(model: nn.Module, name: str) -> int:
                 if id(child) not in swapped:
                     swapped[id(child)] = _successor(child, name)
                 setattr(parent, child_name, swapped[id(child)])
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.inplace = False  # would spoil the output that a ReLU in place of a Hardswish needs
     if not swapped and not found:
         raise ValueError(f"model.activation: {type(model).__name__} has no activation that could be swapped")
     return len(swapped)
@@ -106,8 +109,9 @@ def is_activation(module: nn.Module) -> bool:
 
 
 def _successor(old: nn.Module, name: str) -> nn.Module:
-    # Where the library did not overwrite, the input may be wanted again.
-    new = build_activation(name, inplace=bool(getattr(old, "inplace", False)))
+    # Only where one stood that needs its output as well: what comes next then lets the output be.
+    inplace = isinstance(old, _OVERWRITING) and old.inplace
+    new = build_activation(name, inplace=inplace)
     return new.train(old.training)
 
 
@@ -157,8 +161,8 @@ class _ActivatedDenseNet(nn.Module):
 def _calls_a_function(model: nn.Module) -> str | None:
     """The name of a class in the model that computes an activation without a module."""
     for kind in {type(module): None for module in model.modules()}:
-        if kind.__module__.startswith("torch.") and kind is not nn.TransformerEncoderLayer:
-            continue
+        if kind.__module__.startswith(("torch.", "timm.layers.activations")):
+            continue  # activations themselves, and layers without any
         # Only methods that are in force: an overridden forward does not run.
         methods = {
             name: getattr(kind, name) for name in dir(kind) if name.startswith(("forward", "_forward"))

@@ -94,12 +94,15 @@ class _Checkpointed(nn.Module):
 
 @contextmanager
 def _without_statistics(block: nn.Module) -> Iterator[None]:
-    """BatchNorms normalize by their batch, and do not count it."""
-    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    """BatchNorms do all that they did in the first run, but leave their running statistics as they are."""
+    norms: list[Any] = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum = 0.0
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked = norm.num_batches_tracked.clone()  # the copy counts
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count

@@ -64,8 +64,7 @@ def head_of(model: nn.Module) -> list[nn.Module]:
 def _main_heads(model: nn.Module) -> list[nn.Module]:
     if hasattr(model, "get_classifier"):  # timm; distilled models have two
         classifier: Any = model.get_classifier()  # type: ignore[operator]
-        found = classifier if isinstance(classifier, tuple | list) else [classifier]
-        return [head for head in found if isinstance(head, nn.Module) and _final_layers(head)]
+        return [head for head in _parts(classifier) if _final_layers(head)]
     for name in _MAIN_NAMES:
         classifier = getattr(model, name, None)
         if not isinstance(classifier, nn.Module):
@@ -75,6 +74,15 @@ def _main_heads(model: nn.Module) -> list[nn.Module]:
             return [child for child in classifier if _final_layers(child)][-1:]
         return [classifier]
     return []
+
+
+def _parts(classifier: Any) -> list[nn.Module]:
+    """timm's classifiers one by one: distilled and two-branch models have several."""
+    if isinstance(classifier, tuple | list | nn.ModuleList):
+        return [head for part in classifier for head in _parts(part)]
+    if isinstance(getattr(classifier, "head_dist", None), nn.Module):  # RepViT's
+        return [*_parts(classifier.head), *_parts(classifier.head_dist)]
+    return [classifier] if isinstance(classifier, nn.Module) else []
 
 
 def _final_layers(head: nn.Module) -> list[tuple[str, nn.Module]]:

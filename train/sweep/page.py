@@ -154,21 +154,23 @@ def _plots(table: dict[str, Any], definition: Definition) -> str:
     def tick(value: float) -> str:
         return f"{value:.3g}" if metric == "loss" else f"{value * 100:.4g}%"
 
-    name = METRIC_NAMES[metric]
-    parts = [
-        f'<h2>History</h2><p class="note">Validation {name} of every trial; a pruned one stands at its last '
-        "epoch. Trials are pruned against others at the same epoch.</p>",
-        _image(plots.history(rows, tick, metric == "loss"), f"{name} of each trial", "medium"),
-        _importance(table),
-        f'<h2>Parameters</h2><p class="note">Validation {name} over each parameter that was varied.</p>',
-        '<div class="grid">',
-        *(
-            _image(plots.scatter(rows, space.key, space.is_log, tick), f"{name} over {space.key}", "")
-            for space in definition.spaces
-        ),
-        "</div>",
-    ]
-    return "\n".join(parts)
+    name, lower = METRIC_NAMES[metric], metric == "loss"
+    past = f"at the {'upper' if lower else 'lower'} edge, if it lies beyond"
+    scatters = (
+        _image(plots.scatter(rows, space.key, space.is_log, tick, lower), f"{name} over {space.key}")
+        for space in definition.spaces
+    )
+    return "\n".join(
+        [
+            '<div class="duo"><section>',
+            f'<h2>History</h2><p class="note">Validation {name} of every trial. A pruned one stands at its '
+            f"last epoch ({past}); it was compared with others at that same epoch.</p>",
+            _image(plots.history(rows, tick, lower), f"{name} of each trial"),
+            f"</section>{_importance(table)}</div>",
+            f'<h2>Parameters</h2><p class="note">Validation {name} over each parameter that was varied.</p>',
+            f'<div class="grid">{"".join(scatters)}</div>',
+        ]
+    )
 
 
 def _importance(table: dict[str, Any]) -> str:
@@ -178,30 +180,32 @@ def _importance(table: dict[str, Any]) -> str:
         return ""
     if not shares:
         return (
-            '<h2>Importance</h2><p class="note">Which parameter matters cannot be told: that takes at least '
-            f"{MIN_TRIALS_FOR_IMPORTANCE} trials that trained to their end with different results, and there "
-            f"are {count}.</p>"
+            '<section><h2>Importance</h2><p class="note">Which parameter matters cannot be told: that takes '
+            f"at least {MIN_TRIALS_FOR_IMPORTANCE} trials that trained to their end with different results, "
+            f"and there are {count}.</p></section>"
         )
     trust = (
-        f"That is few: below some {TRIALS_FOR_TRUST} trials these bars are mostly noise, and another seed "
+        f" That is few: below some {TRIALS_FOR_TRUST} trials these bars are mostly noise, and another seed "
         "may turn their order."
-        if count < TRIALS_FOR_TRUST
-        else "Pruned and failed trials are not in it."
     )
     return (
-        f'<h2>Importance</h2><p class="note">By how much the values of good trials differ from those of all '
-        f"(PED-ANOVA), from {count} trials that trained to their end. {trust}</p>"
-        + _image(plots.importance(shares), "importance of each parameter", "medium")
+        '<section><h2>Importance</h2><p class="note">By how much the values of good trials differ from '
+        f"those of all (PED-ANOVA), from {count} trials that trained to their end"
+        f" (not the pruned ones).{trust if count < TRIALS_FOR_TRUST else ''}</p>"
+        + _image(plots.importance(shares), "importance of each parameter")
+        + "</section>"
     )
 
 
-def _image(uri: str, text: str, kind: str) -> str:
-    return f'<figure class="card plot {kind}"><img src="{uri}" alt="{html.escape(text)}"></figure>'
+def _image(uri: str, text: str) -> str:
+    return f'<figure class="card plot"><img src="{uri}" alt="{html.escape(text)}"></figure>'
 
 
 def _table(table: dict[str, Any]) -> str:
     keys = list(table["spaces"])
     heads = ["trial", METRIC_NAMES[table["metric"]], "state", *keys, "epochs", "time"]
+    if any(row["reason"] for row in table["trials"]):
+        heads.append("reason")
     head = "".join(f'<th><button type="button">{html.escape(name)}</button></th>' for name in heads)
     body = "".join(_table_row(row, keys, table) for row in table["trials"])
     return (
@@ -211,15 +215,16 @@ def _table(table: dict[str, Any]) -> str:
 
 
 def _table_row(row: dict[str, Any], keys: list[str], table: dict[str, Any]) -> str:
-    state = f"{row['state']}: {row['reason']}" if row["state"] == "failed" else row["state"]
     cells = [
         (str(row["number"]), row["number"]),
         (value_figure(table["metric"], row["value"]), row["value"]),
-        (state, state),
+        (row["state"], row["state"]),
         *((value_text(row["parameters"].get(key, "")), row["parameters"].get(key, "")) for key in keys),
         (str(row["epochs"]), row["epochs"]),
         (duration(row["seconds"] or 0), row["seconds"]),
     ]
+    if any(other["reason"] for other in table["trials"]):
+        cells.append((row["reason"], row["reason"]))
     is_best = table["best"] is not None and row["number"] == table["best"]["number"]
     kind = "best" if is_best else row["state"]
     return f'<tr class="{kind}">' + "".join(_cell(text, value) for text, value in cells) + "</tr>"

@@ -19,27 +19,24 @@ Row = dict[str, Any]  # of sweep.json: number, state, value, parameters
 
 def history(rows: list[Row], figure_of: Callable[[float], str], lower_is_better: bool) -> str:
     """Value of each trial, pruned ones marked, and the best so far; a data URI."""
-    figure, axes = _new(6.2, 3.6)
-    complete = [(row["number"], row["value"]) for row in rows if row["state"] == "complete"]
-    pruned = [(r["number"], r["value"]) for r in rows if r["state"] == "pruned" and r["value"] is not None]
-    failed = [row["number"] for row in rows if row["state"] == "failed"]
+    figure, axes = _new(5.4, 3.5)
+    complete = [row for row in rows if row["state"] == "complete"]
     if complete:
+        values = [row["value"] for row in complete]
         best_of = min if lower_is_better else max
-        values = [value for _, value in complete]
         best = [best_of(values[: place + 1]) for place in range(len(values))]
-        numbers = [number for number, _ in complete]
+        numbers = [row["number"] for row in complete]
         axes.step(numbers, best, where="post", color=GOOD, lw=1.6, label="best so far", zorder=1)
-        axes.scatter(numbers, values, color=ACCENT, s=34, label="to the end", zorder=2)
-    if pruned:
-        numbers, values = [number for number, _ in pruned], [value for _, value in pruned]
-        axes.scatter(numbers, values, marker="D", **_hollow(), label="pruned", zorder=2)
-    for place, number in enumerate(failed):
+    _dots(axes, rows, lambda row: row["number"], figure_of, lower_is_better)
+    for place, row in enumerate(row for row in rows if row["state"] == "failed"):
         label = "failed" if place == 0 else None
-        axes.axvline(number, color=MUTED, lw=1, ls=":", label=label, zorder=0)
+        axes.axvline(row["number"], color=MUTED, lw=1, ls=":", label=label, zorder=0)
     axes.set_xlabel("trial")
+    axes.set_xlim(0.4, max(row["number"] for row in rows) + 0.6)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    _finish_values(axes, figure_of)
-    axes.legend(frameon=False, fontsize=9, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axes.legend(
+        frameon=False, fontsize=9.5, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), columnspacing=1.2
+    )
     return _data_uri(figure)
 
 
@@ -56,11 +53,12 @@ def importance(shares: dict[str, float]) -> str:
     return _data_uri(figure)
 
 
-def scatter(rows: list[Row], key: str, is_log: bool, figure_of: Callable[[float], str]) -> str:
+def scatter(
+    rows: list[Row], key: str, is_log: bool, figure_of: Callable[[float], str], lower_is_better: bool
+) -> str:
     """Value over one parameter."""
     figure, axes = _new(4.2, 3.1)
-    points = [row for row in rows if row["value"] is not None and row["state"] in ("complete", "pruned")]
-    chosen = {row["number"]: row["parameters"].get(key) for row in points}
+    chosen = {row["number"]: row["parameters"].get(key) for row in rows if row["value"] is not None}
     if any(isinstance(value, str) for value in chosen.values()):
         names = sorted({str(value) for value in chosen.values()})
         chosen = {number: names.index(str(value)) for number, value in chosen.items()}
@@ -70,17 +68,58 @@ def scatter(rows: list[Row], key: str, is_log: bool, figure_of: Callable[[float]
         axes.set_xscale("log")
     else:
         axes.xaxis.set_major_locator(MaxNLocator(5))
-    styles = {"complete": {"color": ACCENT, "s": 34}, "pruned": {"marker": "D", **_hollow()}}
-    for state, style in styles.items():
-        some = [row for row in points if row["state"] == state]
-        axes.scatter([chosen[r["number"]] for r in some], [r["value"] for r in some], **style)
+    _dots(axes, rows, lambda row: chosen[row["number"]], figure_of, lower_is_better)
     axes.set_xlabel(key)
-    _finish_values(axes, figure_of)
     return _data_uri(figure)
 
 
-def _hollow() -> dict[str, Any]:
-    return {"s": 30, "facecolors": "white", "edgecolors": BAD, "linewidths": 1.4}
+def _dots(
+    axes: Axes,
+    rows: list[Row],
+    place_of: Callable[[Row], Any],
+    figure_of: Callable[[float], str],
+    lower_is_better: bool,
+) -> None:
+    """Trials at their values.
+
+    The axis is made for those that trained to their end. Pruned ones were cut off long before, and would
+    press the others together: where they lie beyond the axis they stand at its edge.
+    """
+    axes.grid(axis="y", color="#e7ebf0", lw=0.8)
+    axes.set_axisbelow(True)
+    complete = [row for row in rows if row["state"] == "complete"]
+    pruned = [row for row in rows if row["state"] == "pruned" and row["value"] is not None]
+    values = [row["value"] for row in complete or pruned]
+    margin = 0.12 * (max(values) - min(values)) or 0.02 * abs(values[0]) or 0.01
+    low, high = min(values) - margin, max(values) + margin
+    axes.set_ylim(low, high)
+    axes.scatter(
+        [place_of(row) for row in complete],
+        [row["value"] for row in complete],
+        color=ACCENT,
+        s=34,
+        label="to the end",
+        zorder=2,
+    )
+    inside = [row for row in pruned if low <= row["value"] <= high]
+    beyond = [row for row in pruned if not low <= row["value"] <= high]
+    hollow: dict[str, Any] = {
+        "s": 34,
+        "facecolors": "white",
+        "edgecolors": BAD,
+        "linewidths": 1.4,
+        "zorder": 3,
+    }
+    label = "pruned"
+    for some, marker in ((inside, "D"), (beyond, "^" if lower_is_better else "v")):
+        if some:
+            heights = [min(max(row["value"], low), high) for row in some]
+            axes.scatter(
+                [place_of(row) for row in some], heights, marker=marker, label=label, clip_on=False, **hollow
+            )
+            label = "_"  # once in the legend
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: figure_of(value)))
 
 
 def _new(width: float, height: float) -> tuple[Figure, Axes]:
@@ -90,13 +129,6 @@ def _new(width: float, height: float) -> tuple[Figure, Axes]:
     axes.spines[["left", "bottom"]].set_color("#aab3bf")
     axes.tick_params(colors=MUTED, labelcolor="#1b2430", labelsize=10)
     return figure, axes
-
-
-def _finish_values(axes: Axes, figure_of: Callable[[float], str]) -> None:
-    axes.grid(axis="y", color="#e7ebf0", lw=0.8)
-    axes.set_axisbelow(True)
-    axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: figure_of(value)))
 
 
 def _data_uri(figure: Figure) -> str:

@@ -117,8 +117,7 @@ class ValidationRows:
         return [
             (round(row["epoch"]), float(row[self._metric]))
             for row in rows
-            # A further view of the validation split is no headline.
-            if row.get("split") == "val" and "view" not in row and self._metric in row and "epoch" in row
+            if row.get("split") == "val" and self._metric in row and "epoch" in row
         ]
 
 
@@ -173,7 +172,9 @@ def _watch(
                 process.terminate()
                 deadline = time.monotonic() + STOP_SECONDS
         time.sleep(POLL_SECONDS)
-    if process.poll() is not None and asked is None:
+    if stop.signal is not None:
+        return "stopped"  # also where it was too urgent to ask
+    if asked is None:
         for epoch, value in rows.read_new():
             should_prune(epoch, value)  # too late to prune, but others are compared with it
     return asked

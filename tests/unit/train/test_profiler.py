@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,13 @@ def train_a_little(profiler: StepProfiler, num_steps: int, wait: float = 0.0) ->
     model = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     lines = []
-    for num_done in range(1, num_steps + 1):
-        with profiler.part("data"):
-            images = torch.randn(256, 256)
+
+    def batches() -> Iterator[torch.Tensor]:
+        for _ in range(num_steps):
             time.sleep(wait)
+            yield torch.randn(256, 256)
+
+    for num_done, images in enumerate(profiler.waiting(batches()), start=1):
         with profiler.part("forward"):
             loss = model(images).square().mean()
         with profiler.part("backward"):
@@ -116,6 +120,7 @@ def test_parts_of_the_device_follow_from_where_kernels_were_launched() -> None:
     assert summary["device_idle"] == pytest.approx(0.25)
     assert [operator["name"] for operator in summary["operators"]] == ["gemm", "backward gemm", "copy"]
     page = profile_page({**summary, "steps": [0, 1]})
+    assert "| update |" not in page and "waits for data" not in page  # there are no such marks
     assert "the device is idle: **25.0%**" in page
 
 

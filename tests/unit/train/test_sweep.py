@@ -203,11 +203,12 @@ def test_page_of_all_kinds_of_trials(tmp_path: Path) -> None:
     page = (tmp_path / "sweep.html").read_text()
     assert page.count("data:image/png;base64") == 5  # history, importance, three parameters
     assert "the &lt;loss&gt; became non-finite" in page and "1 failed, 1 pruned, 1 to come" in page
-    assert "from 6 trials that trained to their end. That is few" in page and "57.00%" in page
+    assert "from 6 trials that trained to their end (not the pruned ones). That is few" in page
+    assert "57.00%" in page
     assert "http" not in page.replace("http-equiv", "")  # nothing from outside
     table = json.loads((tmp_path / "sweep.json").read_text())
     assert [row["state"] for row in table["trials"]].count("complete") == 6
-    assert table["best"]["number"] == 8 and table["best"]["value"] == 0.57
+    assert table["best"]["number"] == 8 and table["best"]["value"] == pytest.approx(0.57)
     assert table["best"]["command"].startswith("torchrun --standalone --nproc-per-node=2 -m train ")
     assert f"optimizer.peak_lr={value_text(table['best']['parameters']['optimizer.peak_lr'])}" in page
     assert sum(sweep_table(tmp_path, study, defined, 9, 1)["importance"].values()) == pytest.approx(1)
@@ -220,7 +221,7 @@ def test_rows_are_read_as_they_come_and_again_from_a_new_file(tmp_path: Path) ->
     path.write_text('{"split": "train", "epoch": 0.5, "top1": 0.1}\n{"split": "val", "epoch": 1.0, "top1"')
     assert rows.read_new() == []
     with path.open("a") as file:
-        file.write(': 0.2}\n{"split": "val", "view": "x", "epoch": 1.0, "top1": 0.9}\n')
+        file.write(': 0.2}\n{"split": "val:large", "epoch": 1.0, "top1": 0.9}\n')
     assert rows.read_new() == [(1, 0.2)] and rows.read_new() == []
     (tmp_path / "new").write_text('{"split": "val", "epoch": 1.0, "top1": 0.2}\n')
     (tmp_path / "new").replace(path)
@@ -234,9 +235,9 @@ folder = pathlib.Path(sys.argv[1]); folder.mkdir(parents=True, exist_ok=True)
 def leave(number, frame):
     (folder / "status.json").write_text(json.dumps({"status": "restart", "reason": "SIGTERM"})); sys.exit(0)
 signal.signal(signal.SIGTERM, leave)
-for epoch in range(1, 100):
+for epoch in range(1, 500):
     with (folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"split": "val", "epoch": epoch, "top1": epoch / 100}) + "\\n")
+        file.write(json.dumps({"split": "val", "epoch": epoch, "top1": epoch / 1000}) + "\\n")
     time.sleep(0.1)
 """
 
@@ -257,7 +258,7 @@ def test_a_trial_is_pruned_and_leaves_in_good_order(start: TrialStart) -> None:
         return epoch == 3
 
     outcome = run_trial(start, "top1", should_prune, StopRequest())
-    assert outcome.state == "pruned" and outcome.value is not None and 0.03 <= outcome.value < 0.5
+    assert outcome.state == "pruned" and outcome.value is not None and 0.003 <= outcome.value < 0.05
     assert seen[:3] == [1, 2, 3] and seen == sorted(set(seen))
 
 
@@ -265,10 +266,25 @@ def test_a_trial_is_stopped_with_the_sweep(start: TrialStart) -> None:
     stop = StopRequest()
 
     def press_ctrl_c(epoch: int, value: float) -> bool:
-        stop._on_signal(signal.SIGINT, None)
+        if stop.signal is None:
+            stop._on_signal(signal.SIGINT, None)
         return False
 
-    assert run_trial(start, "top1", press_ctrl_c, stop).state == "stopped"
+    assert run_trial(start, "top1", press_ctrl_c, stop) == Outcome(
+        "stopped", pytest.approx(0.003, abs=0.003), "SIGTERM"
+    )
+
+
+def test_ctrl_c_twice_does_not_wait(start: TrialStart) -> None:
+    stop = StopRequest()
+
+    def press_twice(epoch: int, value: float) -> bool:
+        for _ in range(2):
+            stop._on_signal(signal.SIGINT, None)
+        return False
+
+    assert run_trial(start, "top1", press_twice, stop).state == "stopped"
+    assert not (start.folder / "status.json").exists()
 
 
 def test_a_trial_that_does_not_leave_is_killed(start: TrialStart, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,15 +39,17 @@ def erasing_boxes(draws: Draws, count: int, height: int, width: int, probability
 
 
 def inside(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Which pixels the boxes hold: bool, shape (n, height, width, 1), on the device of the boxes.
+    """Which values the boxes hold: bool, shape (n, height, width, 3), on the device of the boxes.
 
     Args:
         boxes: int64, shape (n, 4): top, left, bottom, right.
     """
-    rows = torch.arange(height, device=boxes.device)[None, :, None]
-    columns = torch.arange(width, device=boxes.device)[None, None, :]
-    top, left, bottom, right = boxes[:, :, None, None].unbind(1)
-    return ((rows >= top) & (rows < bottom) & (columns >= left) & (columns < right))[..., None]
+    top, left, bottom, right = boxes[:, :, None].unbind(1)
+    rows = torch.arange(height, device=boxes.device)
+    # Written out for the three channels: a mask that is broadcast over them makes what follows twice as slow.
+    columns = torch.arange(3 * width, device=boxes.device) // 3
+    is_row, is_column = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
+    return (is_row[:, :, None] & is_column[:, None, :]).view(len(boxes), height, width, 3)
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,9 @@ def blend(images: torch.Tensor, mix: Mix, draws: Draws) -> torch.Tensor:
         The same shape, dtype and memory order.
     """
     others = images.index_select(0, draws.send(mix.partners))
-    opacity = draws.send(mix.opacity)[:, None, None, None]
-    if bool((mix.boxes[:, 2] > mix.boxes[:, 0]).any()):  # on the host: no image of this batch may be cut
-        opacity = torch.where(inside(draws.send(mix.boxes), *images.shape[1:3]), 0.0, opacity)
-    return torch.lerp(others, images, opacity)
+    # Asked on the host: it knows whether any image of this batch is blended, or cut.
+    if bool((mix.opacity < 1).any()):
+        images = torch.lerp(others, images, draws.send(mix.opacity)[:, None, None, None])
+    if bool((mix.boxes[:, 2] > mix.boxes[:, 0]).any()):
+        images = torch.where(inside(draws.send(mix.boxes), *images.shape[1:3]), others, images)
+    return images
