@@ -14,6 +14,7 @@ import importlib.util
 import itertools
 import json
 import math
+import os
 import runpy
 import sys
 import time
@@ -351,6 +352,4 @@ if __name__ == "__main__":
     main()
     # Loaders may have threads that wait for a consumer; there is nothing left to be tidied up.
     sys.stdout.flush()
-    import os
-
     os._exit(0)

@@ -41,7 +41,7 @@ from train.throughput import Throughput
 from train.tracking.console import Console
 from train.tracking.metrics_file import MetricsFile
 from train.tracking.mlflow_run import MlflowRun
-from train.update import Updater, fill_momentum
+from train.update import Updater
 from train.validation import View, views_of
 
 
@@ -59,12 +59,12 @@ def build_run(
     set_matmul_precision(precision)
     torch.backends.cudnn.benchmark = True  # shapes are the same in every step of an epoch
     torch.manual_seed(recipe.run.seed)
-    model = build_model(recipe.model, num_classes)
+    model = build_model(_start_of(recipe.model, folder, ranks), num_classes)
     if recipe.loss.kind == "bce":
         init_bce_bias(model, num_classes)
+    model = model.to(device)
     if recipe.model.sync_batchnorm:
         model = convert_sync_batchnorm(model, device)
-    model = model.to(device)
     head = head_of(model)
     statistics = normalization_statistics(recipe.data.normalization, manifest.mean, manifest.std)
     normalize = Normalize(*statistics, channels_last=recipe.model.channels_last).to(device)
@@ -119,6 +119,12 @@ def build_run(
     return run
 
 
+def _start_of(config: ModelSection, folder: Path, ranks: Ranks) -> ModelSection:
+    """A run that goes on has its weights: those it began with are not needed, and may be gone."""
+    goes_on = ranks.on_primary(lambda: bool(CheckpointStore(folder / "checkpoints").manifest().checkpoints))
+    return config.model_copy(update={"pretrained": False, "checkpoint": None}) if goes_on else config
+
+
 def _with_micro_batches(
     recipe: Recipe, folder: Path, model: nn.Module, normalize: Normalize, num_classes: int, ranks: Ranks
 ) -> Recipe:
@@ -141,7 +147,6 @@ def _build_val_loaders(
 def train_part(run: Run, trainable: str | tuple[str, ...]) -> None:
     """Freeze and unfreeze for a phase, and wrap the model anew: DDP reduces what needed gradients then."""
     set_trainable(run.model, cast(Trainable, trainable), run.head)
-    fill_momentum(run.optimizer)
     run.trainable = trainable
     run.trained = wrap(run.model, run.recipe.model, run.ranks)
     set_training_mode(run)
@@ -268,7 +273,6 @@ def load_state(run: Run, state: dict[str, Any]) -> None:
         )
     run.model.load_state_dict(state["model"])
     run.optimizer.load_state_dict(state["optimizer"])
-    fill_momentum(run.optimizer)
     run.scaler.load_state_dict(state["scaler"])
     run.schedule.load_state_dict(state["schedule"], run.optimizer)
     if run.ema is not None:
@@ -302,22 +306,27 @@ def run_lr_finder(run: Run) -> bool:
         precision=run.precision,
         ranks=run.ranks,
         wants_to_stop=lambda: run.stop.is_raised,
+        clip=None if recipe.optimizer.clip is None else run.updater.clip,
     )
     if result is None:
         return False
     use = recipe.lr_finder.use and result.choice is not None
     if use and result.choice is not None:
         run.schedule.peak_lr = result.choice
+        # What optimizers that decay by the share of the rate refer to (AdamC and the like).
+        run.optimizer.defaults["lr"] = result.choice
     if run.ranks.is_primary:
         save_result(result, run.folder, run.schedule.peak_lr)
         found = "no choice" if result.choice is None else f"{result.choice:.3g}"
         run.console.say(
-            f"learning-rate finder: {found} ({result.reason}); training with peak_lr "
-            f"{run.schedule.peak_lr:.3g}" + ("" if use else " of the recipe")
+            f"learning-rate finder: {found} ({result.reason}); confidence {result.confidence}: "
+            f"{result.confidence_reason}\n  training with peak_lr {run.schedule.peak_lr:.3g}"
+            + ("" if use else " of the recipe")
         )
         if run.mlflow is not None:
             run.mlflow.log_metrics({"peak_lr": run.schedule.peak_lr}, 0)
-            run.mlflow.log_file(run.folder / "lr_finder.png")
+            for name in ("lr_finder.png", "lr_finder.json"):
+                run.mlflow.log_file(run.folder / name)
     return True
 
 

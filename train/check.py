@@ -22,8 +22,8 @@ from train.data.order import check_batch_size
 from train.data.staging import check_staging
 from train.loss import class_weights
 from train.models.build import build_model, model_fault
-from train.models.heads import head_of, split_outputs
-from train.optim import build_optimizer
+from train.models.heads import head_of, init_bce_bias, split_outputs
+from train.optim import build_optimizer, optimizer_fault
 from train.param_groups import trainable_fault
 from train.run_folder import is_finished, recipe_differences
 from train.teacher import Teacher
@@ -92,8 +92,9 @@ def split_faults(manifest: Manifest, recipe: Recipe) -> list[str]:
 
 def _model_faults(recipe: Recipe) -> list[str]:
     """Build the model and pass two images through it, training and evaluating, at the recipe's sizes."""
-    if fault := model_fault(recipe.model):
-        return [fault]
+    faults = [fault for fault in (model_fault(recipe.model), optimizer_fault(recipe.optimizer)) if fault]
+    if faults:
+        return faults
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of libraries, about themselves
         # From a checkpoint, too: it may not fit. From the hub not: that takes a network and time.
@@ -102,12 +103,16 @@ def _model_faults(recipe: Recipe) -> list[str]:
     if fault := trainable_fault(model, head, recipe.schedule.phases):
         return [fault]
     build_optimizer(model, recipe.optimizer, head)
+    if recipe.loss.kind == "bce":
+        init_bce_bias(model, 7)
     sides = sorted(set(recipe.data.resolutions.values()))
     for training, side in [*((True, side) for side in sides), (False, recipe.validation_resolution)]:
         doing = "training" if training else "validation"
         try:
-            with torch.no_grad():
+            with torch.set_grad_enabled(training and side == sides[0]):
                 output, _ = split_outputs(model.train(training)(torch.zeros(2, 3, side, side)))
+                if output.requires_grad:
+                    output.sum().backward()  # an activation that overwrites what is needed fails only here
         except Exception as error:  # models raise all kinds for a size that they do not take
             reason = str(error).split("\n")[0][:150]
             return [f"model.name: {recipe.model.name} does not take {side} px in {doing} ({reason})"]

@@ -114,12 +114,13 @@ def train_epoch(run: Run) -> str | None:
     set_training_mode(run)
     run.clock.reset()
     epoch = run.train_loader.epoch(progress.epoch, progress.samples_in_epoch, resolution=run.resolution)
-    batches = run.clock.waiting(on_device(epoch, run.ranks.device))
+    batches = run.profiler.waiting(run.clock.waiting(on_device(epoch, run.ranks.device)))
     for micro_batches in grouped(batches, run.recipe.data.accum_steps):
         train_step(run, micro_batches)
         if progress.step % run.recipe.run.log_every_steps == 0:
-            log_training(run)
-            run.damage.gather()
+            with run.profiler.part("log"):
+                log_training(run)
+                run.damage.gather()
         if run.ranks.is_primary and run.budget.is_spent(run.elapsed_seconds):
             run.stop.raise_for_budget()
         reason = run.stop.agree(run.updater.gave_up) if run.damage.fault is None else DAMAGED_DATA

@@ -81,8 +81,9 @@ def log_validation(run: Run, results: dict[str, ValidationResult]) -> bool:
     cost = "" if run.cost_usd is None else f"  ${run.cost_usd:.3f}"
     if run.cost_usd is not None and progress.epoch < run.num_epochs:
         cost += f" of ~${run.estimated_cost_usd:.3f}"
+    epoch = math.ceil(progress.step / run.steps_per_epoch)
     run.console.say(
-        f"epoch {math.ceil(progress.step / run.steps_per_epoch):3d}/{run.num_epochs}  val top-1 {result.top1:6.2%}  "
+        f"epoch {epoch:3d}/{run.num_epochs}  val top-1 {result.top1:6.2%}  "
         f"top-5 {result.top5:6.2%}{others}  loss {result.loss:.4f}  lr {run.learning_rate:.2e}  "
         f"{speed:,.0f} img/s  {duration(run.elapsed_seconds)}{cost}{'  best' if is_best else ''}"
         f"{damaged}{skipped}"

@@ -70,12 +70,16 @@ class Updater:
             self._scaler.unscale_(self._optimizer)
             self.grad_norm = total_grad_norm(self._parameters)
             failed = self._agreed_failure(loss)
-            if self._config.clip is not None:
-                clip_gradients(self._parameters, self._config.clip, self._head, self.grad_norm)
+            self.clip(self.grad_norm)
         self._step(failed)
         self._optimizer.zero_grad(set_to_none=True)
         self._skipped_in_a_row = (self._skipped_in_a_row + 1) * failed
         self.num_skipped = self.num_skipped + failed
+
+    def clip(self, total_norm: torch.Tensor | None = None) -> None:
+        """Clip the gradients as the recipe has it; `total_norm` is theirs, where it is known."""
+        if self._config.clip is not None:
+            clip_gradients(self._parameters, self._config.clip, self._head, total_norm)
 
     def _agreed_failure(self, loss: torch.Tensor) -> torch.Tensor:
         """1.0 where any rank's loss or gradient is not finite, else 0.0; equal on all ranks."""
@@ -104,22 +108,6 @@ class Updater:
     def _restore_statistics_where(self, failed: torch.Tensor) -> None:
         for buffer, saved in zip(self._statistics, self._saved, strict=True):
             buffer.copy_(torch.where(failed > 0, saved, buffer))
-
-
-def fill_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Give parameters that join later the momentum zero, which is what they start from.
-
-    torch's fused SGD takes buffers of all parameters, or of none.
-    """
-    if not isinstance(optimizer, torch.optim.SGD):
-        return
-    for group in optimizer.param_groups:
-        states = [optimizer.state[parameter] for parameter in group["params"]]
-        if all(state.get("momentum_buffer") is None for state in states):
-            continue
-        for parameter, state in zip(group["params"], states, strict=True):
-            if state.get("momentum_buffer") is None:
-                state["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _norm_statistics(model: nn.Module) -> list[torch.Tensor]:

@@ -26,7 +26,9 @@ LESS_CHAOS = "optimizer.peak_lr=0.01"  # rounding errors grow with every step, t
 ON_BOTH: dict[str, dict[str, Any]] = {
     "plain": {"overrides": [NO_BATCHNORM, ONE_EPOCH, *AVERAGE]},
     "accumulated": {"overrides": [NO_BATCHNORM, ONE_EPOCH, "data.grad_accum_steps=3"]},
-    "clipped": {"overrides": [NO_BATCHNORM, ONE_EPOCH, "optimizer.clip.limit=0.5", "data.grad_accum_steps=3"]},
+    "clipped": {
+        "overrides": [NO_BATCHNORM, ONE_EPOCH, "optimizer.clip.limit=0.5", "data.grad_accum_steps=3"]
+    },
     "phases": {"overrides": [NO_BATCHNORM, HEAD_THEN_ALL]},
     "sharp": {"overrides": [NO_BATCHNORM, ONE_EPOCH, "optimizer.sam.every_steps=2"]},
     "synchronized": {"overrides": [ONE_EPOCH, LESS_CHAOS, "model.sync_batchnorm=true"]},

@@ -19,7 +19,8 @@ class MetricsFile:
     def append(self, row: dict[str, Any]) -> None:
         """Write one row.
 
-        Numbers are rounded to six significant digits, `time` to milliseconds; a non-finite one is left out, since JSON has none.
+        Numbers are rounded to six significant digits, `time` to milliseconds; a non-finite one is left out,
+        since JSON has none.
         """
         kept = {
             key: round(value, 3) if key == "time" else _rounded(value)

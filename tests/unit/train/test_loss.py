@@ -27,7 +27,9 @@ def value(targets: Targets = Targets(LABELS), counts: tuple[int, ...] = (), **se
 def test_cross_entropy_with_smoothing() -> None:
     log_probabilities = functional.log_softmax(LOGITS, 1)
     wanted = 0.9 * functional.one_hot(LABELS, 4) + 0.1 / 4
-    assert value(label_smoothing=0.1) == pytest.approx(float(-(wanted * log_probabilities).sum(1).mean()), rel=1e-5)
+    assert value(label_smoothing=0.1) == pytest.approx(
+        float(-(wanted * log_probabilities).sum(1).mean()), rel=1e-5
+    )
 
 
 def test_mixed_labels_are_shares_of_two_losses() -> None:

@@ -1,4 +1,4 @@
-"""The update: skips that leave no trace, momentum of late parameters, and the averaged weights."""
+"""The update: skips that leave no trace, and the averaged weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from train.config import ClipSection, EmaSection, OptimizerSection
 from train.distributed import Ranks
 from train.ema import Ema, decay_at
-from train.update import FP16_SEARCH_STEPS, Updater, fill_momentum
+from train.update import FP16_SEARCH_STEPS, Updater
 
 CPU = torch.device("cpu")
 ALONE = Ranks(0, 1, 0, 1, CPU, 1)
@@ -88,22 +88,6 @@ def test_norm_is_reported_unclipped_and_clipping_bounds_the_update(clip: ClipSec
     assert float(updater.grad_norm) == pytest.approx(float(true_norm), rel=1e-5)
     moved = nn.utils.get_total_norm([p.detach() - q for p, q in zip(model.parameters(), before, strict=True)])
     assert float(moved) == pytest.approx(0.1 * min(float(true_norm), 0.01 if clip else 9e9), rel=1e-3)
-
-
-@pytest.mark.parametrize("fused", [False, True])
-def test_parameters_that_join_later_have_momentum_like_new_ones(fused: bool) -> None:
-    model = small_model()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused)
-    model[0].requires_grad_(False)
-    model(IMAGES).square().mean().backward()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    model[0].requires_grad_(True)
-    fill_momentum(optimizer)
-    model(IMAGES).square().mean().backward()
-    before, gradient = model[0].weight.detach().clone(), model[0].weight.grad.clone()
-    optimizer.step()
-    torch.testing.assert_close(model[0].weight.detach(), before - 0.1 * gradient)
 
 
 def test_average_equals_its_formula_with_warmup_and_intervals() -> None:

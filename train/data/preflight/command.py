@@ -201,7 +201,8 @@ def _measure_models(
     normalize = Normalize(*statistics, channels_last=recipe.model.channels_last).to(device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of libraries, about themselves
-        untrained = recipe.model.model_copy(update={"pretrained": False})  # as fast, and nothing to download
+        # As fast, and nothing to download.
+        untrained = recipe.model.model_copy(update={"pretrained": False, "checkpoint": None})
         model = build_model(untrained, parts.manifest.num_classes).to(device)
     copies = recipe.checkpoint.keep_last + 1  # and `best`
     slots = 1 if recipe.optimizer.name == "sgd" else 2
