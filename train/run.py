@@ -134,6 +134,9 @@ class Run:
 
     @property
     def flops_per_image(self) -> float | None:
+        """Of the current resolution; counted once, and only where there is a peak to compare it with."""
+        if self.peak_flops is None:
+            return None
         if self.resolution not in self.flops:
             self.flops[self.resolution] = flops_per_image(self.model, self.resolution)
         return self.flops[self.resolution]

@@ -46,7 +46,7 @@ class Updater:
         self._ranks = ranks
         self._limit = config.max_skipped_steps + (FP16_SEARCH_STEPS if scaler.is_enabled() else 0)
         self._statistics = _norm_statistics(model)
-        self._saved = [torch.empty_like(buffer) for buffer in self._statistics]
+        self._saved = torch.empty(0)
         self._skipped_in_a_row = torch.zeros((), device=ranks.device)
         self.num_skipped = torch.zeros((), device=ranks.device)
         self.grad_norm = torch.zeros((), device=ranks.device)
@@ -57,8 +57,8 @@ class Updater:
 
     def begin(self) -> None:
         """Before the forward pass: keep BatchNorm statistics, in case that this step is skipped."""
-        if self._saved:
-            torch._foreach_copy_(self._saved, self._statistics)
+        if self._statistics:
+            self._saved = torch.cat([buffer.reshape(-1) for buffer in self._statistics])
 
     def end(self, loss: torch.Tensor) -> None:
         """Apply the gradients, or skip the step, and drop them.
@@ -101,13 +101,20 @@ class Updater:
             self._restore_statistics_where(failed)
         elif not failed.item():
             self._optimizer.step()
-        elif self._saved:
-            torch._foreach_copy_(self._statistics, self._saved)
+        else:
+            self._put_statistics(self._saved)
 
     @torch.no_grad()
     def _restore_statistics_where(self, failed: torch.Tensor) -> None:
-        for buffer, saved in zip(self._statistics, self._saved, strict=True):
-            buffer.copy_(torch.where(failed > 0, saved, buffer))
+        """Without asking the host; in one piece, since each of a hundred buffers would cost a kernel."""
+        if self._statistics:
+            now = torch.cat([buffer.reshape(-1) for buffer in self._statistics])
+            self._put_statistics(torch.where(failed > 0, self._saved, now))
+
+    def _put_statistics(self, values: torch.Tensor) -> None:
+        if self._statistics:
+            parts = values.split([buffer.numel() for buffer in self._statistics])
+            torch._foreach_copy_(self._statistics, parts)
 
 
 def _norm_statistics(model: nn.Module) -> list[torch.Tensor]:
