@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from data_prep.manifest import Manifest, load_index
+from tests.conftest import ROOT
 from tests.unit.train.loader_cases import (
     CASES,
     GLOBAL_BATCH_SIZE,
@@ -259,3 +262,25 @@ def test_a_backend_that_does_not_import_says_so(monkeypatch: pytest.MonkeyPatch)
     assert name == "reference" and "libopencv_core.so.4" in reason
     with pytest.raises(ValueError, match=r"data\.loader: dali cannot be used: .*set data\.loader=auto"):
         choose_backend("dali", "ffcv")
+
+
+@pytest.mark.ffcv
+def test_loading_leaves_torchs_threads_to_the_training(prepared: Prepared) -> None:
+    """In a process of its own: importing FFCV sets them to 1, which happens once."""
+    program = (
+        "import torch, sys, pathlib\n"
+        "torch.set_num_threads(3)\n"
+        "from tests.unit.train.loader_cases import Case, consume, training\n"
+        "from data_prep.manifest import load_manifest\n"
+        "from train.data.loaders import build_loader, choose_backend\n"
+        "assert choose_backend('auto', 'ffcv')[0] == 'ffcv' and torch.get_num_threads() == 3, 'chosen'\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "loader = build_loader('ffcv', training(folder, load_manifest(folder), Case('ffcv')))\n"
+        "assert torch.get_num_threads() == 3, 'built'\n"
+        "consume(loader)\n"
+        "assert torch.get_num_threads() == 3, 'used'\n"
+        "loader.close()\n"
+    )
+    words = [sys.executable, "-c", program, str(prepared[0])]
+    ended = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from train.data.loaders.base import Loader, LoaderPlan
+from train.data.loaders.threads import torch_threads_kept
 
 __all__ = ["BACKENDS", "Loader", "LoaderPlan", "build_loader", "choose_backend"]
 
@@ -44,7 +45,8 @@ def _ffcv_fault() -> str | None:
         return "FFCV is not installed (run scripts/setup.sh, which says what its build lacks)"
     try:
         # The extension is linked against the system's OpenCV, which may be gone since it was built.
-        importlib.import_module("ffcv._libffcv")
+        with torch_threads_kept():
+            importlib.import_module("ffcv._libffcv")
     except Exception as error:
         return f"FFCV does not import ({error})"
     return None
@@ -111,5 +113,6 @@ def build_loader(wanted: str, plan: LoaderPlan) -> Loader:
         ValueError: as `choose_backend`; or the shards do not fit their manifest.
     """
     name, _ = choose_backend(wanted, plan.manifest.format)
-    module = importlib.import_module(f"train.data.loaders.{BACKENDS[name].module}")
-    return getattr(module, BACKENDS[name].loader)(plan)
+    with torch_threads_kept():
+        module = importlib.import_module(f"train.data.loaders.{BACKENDS[name].module}")
+        return getattr(module, BACKENDS[name].loader)(plan)

@@ -35,6 +35,7 @@ from data_prep.storage import LocalFolder
 from data_prep.verify import beton_fault
 from train.data.compiled_resize import crop_resize_flip, num_threads
 from train.data.loaders.base import Decoded, Loader, LoaderPlan, Request
+from train.data.loaders.threads import torch_threads_kept
 from train.data.loaders.waiting import Prefetch, Watchdog
 from train.data.samples import Fetched, SampleFetcher
 
@@ -73,7 +74,6 @@ class FfcvLoader(Loader):
         self._watchdog = Watchdog(plan.timeout_seconds, lambda: self.where(self._operation.doing))
 
     def _build_stock(self, num_workers: int) -> StockLoader:
-        num_threads = torch.get_num_threads()
         decoded = PipelineSpec("image", decoder=_TakeIds(), transforms=[self._operation])
         stock = StockLoader(
             str(self.shards[0]),
@@ -86,7 +86,6 @@ class FfcvLoader(Loader):
             pipelines={"image": decoded, "label": None},
         )
         stock.memory_manager = _NoStorage()
-        torch.set_num_threads(num_threads)  # FFCV sets torch's number of threads to its own
         return stock
 
     def _decode(self, batches: list[np.ndarray], requests: Iterator[Request]) -> Generator[Decoded]:
@@ -97,9 +96,8 @@ class FfcvLoader(Loader):
         # FFCV takes the length of all epochs from the first, which is a short one after a resume.
         self._stock.first_traversal_order = self._order.sample_ids
         try:
-            num_threads = torch.get_num_threads()
-            self._iterator = iter(self._stock)
-            torch.set_num_threads(num_threads)
+            with torch_threads_kept():
+                self._iterator = iter(self._stock)
             for _ in batches:
                 yield self._watchdog.get(self._poll)
         finally:
