@@ -22,6 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from train.host_memory import keep_freed_memory
+
 T = TypeVar("T")
 
 
@@ -133,6 +135,7 @@ def distributed(timeout_seconds: float = 600) -> Iterator[Ranks]:
     else:
         # torchrun sets OMP_NUM_THREADS=1; on CPUs the ranks share all cores instead.
         torch.set_num_threads(num_cores)
+        keep_freed_memory()
     if world_size > 1:
         dist.init_process_group(
             "nccl" if use_cuda else "gloo", timeout=datetime.timedelta(seconds=timeout_seconds)
