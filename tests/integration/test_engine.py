@@ -168,7 +168,7 @@ FULL = [
 ]
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("num_ranks", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_stopped_with_everything_on_equals_a_calm_run(
     prepared: tuple[Path, Manifest], tmp_path: Path, num_ranks: int
 ) -> None:

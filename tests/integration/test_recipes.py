@@ -52,7 +52,7 @@ def test_recipe_is_complete(path: Path) -> None:
     assert len(text.splitlines()) <= MAX_LINES
     assert text.startswith("# ") and f"configs/{path.name}" in text.split("\ndata:")[0]
     recipe = load_recipe(path)
-    assert len(recipe.expected) > 40 or path.stem == "demo"  # which says it in the README
+    assert len(recipe.expected) > 40
     price = find_price(recipe.budget)
     assert price is not None and price.cost_usd(3600) == price.usd_per_hour > 0
 

@@ -108,7 +108,7 @@ def test_evaluation_reports_the_same_accuracy(
     assert {"report/report.html", "report/confusion_matrix.png", "report/prediction_grid.png"} <= names
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.long)])
 def test_validation_counts_agree_on_one_two_and_three_ranks(
     finished: Path, prepared: tuple[Path, Manifest], precision: str
 ) -> None:
@@ -141,7 +141,8 @@ def wait_for_step(folder: Path, step: int, process) -> None:  # type: ignore[no-
 
 
 @pytest.mark.parametrize(
-    ("num_ranks", "number"), [(1, signal.SIGTERM), (2, signal.SIGTERM), (1, signal.SIGINT)]
+    ("num_ranks", "number"),
+    [pytest.param(1, signal.SIGTERM, marks=pytest.mark.long), (2, signal.SIGTERM), (1, signal.SIGINT)],
 )
 def test_stopped_and_taken_up_again_equals_a_calm_run(
     prepared: tuple[Path, Manifest], tmp_path: Path, num_ranks: int, number: int

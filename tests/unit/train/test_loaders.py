@@ -23,6 +23,7 @@ from tests.unit.train.loader_cases import (
     Case,
     Seen,
     consume,
+    long_but,
     read,
     same,
     training,
@@ -117,7 +118,7 @@ def share(world_size: int) -> dict[str, Any]:
     return {"batch_size": GLOBAL_BATCH_SIZE // world_size}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", long_but("reference", "ffcv", "dali"))
 def test_micro_batches_split_the_same_steps(prepared: Prepared, case: Case) -> None:
     whole = read(case, training(*prepared, case))
     plan = training(*prepared, case, grad_accum_steps=4, batch_size=4)
@@ -127,7 +128,7 @@ def test_micro_batches_split_the_same_steps(prepared: Prepared, case: Case) -> N
     loader.close()
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", long_but("reference", "ffcv", "dali"))
 def test_batches_that_are_kept_do_not_change(prepared: Prepared, case: Case) -> None:
     loader = build_loader(case.backend, training(*prepared, case))
     kept = [(batch, batch.images.clone()) for batch in loader.epoch(0, resolution=32)]
@@ -136,7 +137,7 @@ def test_batches_that_are_kept_do_not_change(prepared: Prepared, case: Case) -> 
     assert all(torch.equal(batch.images, copy) for batch, copy in kept)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", long_but("reference", "ffcv", "dali"))
 def test_resolution_changes_between_epochs_and_back(prepared: Prepared, case: Case) -> None:
     loader = build_loader(case.backend, training(*prepared, case))
     seen = {}
@@ -147,7 +148,7 @@ def test_resolution_changes_between_epochs_and_back(prepared: Prepared, case: Ca
     assert same(seen[17], read(case, training(*prepared, case), epoch=1, resolution=17))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", long_but("reference", "ffcv", "dali"))
 def test_training_and_validation_interleave(prepared: Prepared, case: Case) -> None:
     train_loader = build_loader(case.backend, training(*prepared, case))
     val_loader = build_loader(case.backend, validation(*prepared, case))
@@ -192,7 +193,7 @@ def test_a_new_epoch_ends_the_one_before(prepared: Prepared, case: Case) -> None
     loader.close()
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", long_but("reference", "ffcv", "dali"))
 def test_ranks_without_a_batch_and_a_last_batch_of_one(prepared: Prepared, case: Case) -> None:
     lengths, ids = [], []
     for rank in range(5):  # 43 samples in batches of 14: three batches and one sample
@@ -206,7 +207,7 @@ def test_ranks_without_a_batch_and_a_last_batch_of_one(prepared: Prepared, case:
     assert read(case, validation(*prepared, case, batch_size=1000)).ids.tolist() == list(range(NUM_VAL))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", long_but("reference", "ffcv", "dali"))
 def test_an_epoch_that_is_over_yields_nothing(prepared: Prepared, case: Case) -> None:
     plan = training(*prepared, case)
     assert len(read(case, plan, start_sample=NUM_TRAIN).ids) == 0
@@ -220,7 +221,7 @@ def test_more_workers_than_cores(prepared: Prepared) -> None:
     assert same(read(case, training(*prepared, case)), read(Case("ffcv"), training(*prepared, Case("ffcv"))))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", long_but("reference", "ffcv", "dali"))
 def test_a_global_batch_that_cannot_be_shared_is_refused(prepared: Prepared, case: Case) -> None:
     loader = build_loader(case.backend, training(*prepared, case, world_size=3))
     with pytest.raises(ValueError, match="cannot be shared by 3 ranks"):
