@@ -18,6 +18,7 @@ TRAIN_FIGURES = (
     "mfu",
     "grad_norm",
     "cost_usd",
+    "epoch_cost_usd",
     "estimated_cost_usd",
 )
 
@@ -47,6 +48,7 @@ def log_training(run: Run) -> None:
         "mfu": utilization,
         "memory_bytes": peak_memory_bytes(run.ranks.device),
         "cost_usd": run.cost_usd,
+        "epoch_cost_usd": run.epoch_cost_usd,
         "estimated_cost_usd": estimate,
         "time": time.time(),
     }
@@ -78,7 +80,7 @@ def log_validation(run: Run, results: dict[str, ValidationResult]) -> bool:
     others = "".join(f"  {view.name} {results[view.name].top1:.2%}" for view in run.views if view.name)
     damaged = f"  {result.num_damaged} damaged, counted as wrong" if result.num_damaged else ""
     skipped = f"  {progress.skipped_steps} steps skipped" if progress.skipped_steps else ""
-    cost = "" if run.cost_usd is None else f"  ${run.cost_usd:.3f}"
+    cost = "" if run.cost_usd is None else f"  ${run.cost_usd:.3f} (${run.epoch_cost_usd:.3f} an epoch)"
     if run.cost_usd is not None and progress.epoch < run.num_epochs:
         cost += f" of ~${run.estimated_cost_usd:.3f}"
     epoch = math.ceil(progress.step / run.steps_per_epoch)

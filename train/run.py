@@ -160,6 +160,12 @@ class Run:
         return None if self.price is None else self.price.cost_usd(self.elapsed_seconds)
 
     @property
+    def epoch_cost_usd(self) -> float | None:
+        """What an epoch has cost on average, all that belongs to it included."""
+        epochs = self.progress.step / self.steps_per_epoch
+        return None if self.cost_usd is None or not epochs else self.cost_usd / epochs
+
+    @property
     def estimated_cost_usd(self) -> float | None:
         """What the whole run will cost, by its speed so far."""
         return (
