@@ -11,6 +11,7 @@ import io
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from train.data.staging import stage
 from train.run_folder import METRICS_NAME, RECIPE_NAME, SUMMARY_NAME
 from train.tracking.metrics_file import read_metrics
 from train.tracking.mlflow_run import add_to_run, tracking_uri
+from train.validation import views_of
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -91,16 +93,16 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _details(trained: TrainedModel, options: argparse.Namespace) -> dict[str, str]:
-    side = options.resolution or trained.recipe.validation_resolution
-    ratio = trained.recipe.validation.crop_ratio
+    headline = views_of(trained.recipe)[0]
+    view = replace(headline, resolution=options.resolution or headline.resolution)
     price = find_price(trained.recipe.budget)
     return {
         "checkpoint": str(options.checkpoint),
         "epoch": str(trained.progress["epoch"]),
         "data set": f"{options.data} ({options.split})",
         "model": f"{trained.recipe.model.library} {trained.recipe.model.name}",
-        "resolution": f"{side} px",
-        "crop": f"centre, {ratio:.0%} of the shorter side",
+        "validated at": view.words,
+        "weights": "the run's average (EMA)" if view.weights == "ema" else "of the last step",
         "weights at the start": trained.recipe.weights_at_start,
         "cost is counted at": f"${price.usd_per_hour:.2f} an hour ({price.source})" if price else "no price",
         "command": f"python -m evaluation {options.checkpoint} --data {options.data}",

@@ -28,8 +28,8 @@ from train.micro_batch import resolve_grad_accum_steps
 from train.models.build import build_model, num_parameters
 from train.models.heads import head_of, init_bce_bias
 from train.models.sync_batchnorm import convert_sync_batchnorm
-from train.optim import build_optimizer, scaled_peak_lr
-from train.param_groups import Trainable, freeze_statistics, set_trainable
+from train.optim import build_optimizer, scaled_peak_lr, set_peak_lr
+from train.param_groups import Trainable, freeze_statistics, set_trainable, trainable_fault
 from train.precision import build_autocast, build_scaler, choose_precision, set_matmul_precision
 from train.preemption import StopFlag
 from train.profiler import StepProfiler
@@ -66,8 +66,12 @@ def build_run(
     if recipe.model.sync_batchnorm:
         model = convert_sync_batchnorm(model, device)
     head = head_of(model)
+    if fault := trainable_fault(model, head, recipe.schedule.phases):
+        raise ValueError(fault)  # now, and not when the phase begins, after others were paid for
     statistics = normalization_statistics(recipe.data.normalization, manifest.mean, manifest.std)
     normalize = Normalize(*statistics, channels_last=recipe.model.channels_last).to(device)
+    distillation, early = recipe.loss.distillation, recipe.schedule.early_stopping
+    teacher = None if distillation is None else Teacher(distillation.teacher, manifest.class_names, device)
     recipe = _with_micro_batches(recipe, folder, model, normalize, num_classes, ranks)
     training = LoaderPlan.training(data, manifest, recipe.data, recipe.run.seed, ranks)
     views = views_of(recipe)
@@ -76,7 +80,6 @@ def build_run(
     peak_lr = scaled_peak_lr(recipe.optimizer, recipe.data.global_batch_size)
     optimizer = build_optimizer(model, recipe.optimizer, head, peak_lr)
     scaler = build_scaler(precision, device)
-    distillation, early = recipe.loss.distillation, recipe.schedule.early_stopping
     price = find_price(recipe.budget)
     steps_per_epoch = num_steps_per_epoch(manifest.splits["train"].num_samples, recipe.data.global_batch_size)
     loaders = {"train": train_loader, "val": val_loaders[views[0].crop_ratio]}
@@ -93,7 +96,7 @@ def build_run(
         normalize=normalize,
         augment=DeviceAugment(recipe.augmentation, manifest.mean),
         loss=TrainingLoss(recipe.loss, num_classes, manifest.splits["train"].class_counts).to(device),
-        teacher=None if distillation is None else Teacher(distillation.teacher, manifest.class_names, device),
+        teacher=teacher,
         optimizer=optimizer,
         scaler=scaler,
         updater=Updater(model, head, optimizer, scaler, recipe.optimizer, ranks),
@@ -282,6 +285,11 @@ def load_state(run: Run, state: dict[str, Any]) -> None:
         run.early_stopping.load_state_dict(state["early_stopping"])
     run.progress = Progress(**state["progress"])
     run.skipped_before = run.progress.skipped_steps
+    if run.progress.stopped_because == "budget" and not run.budget.is_spent(run.elapsed_seconds):
+        run.progress.stopped_because = ""
+    if run.progress.num_steps and run.budget.seconds > run.progress.shortened_for_seconds:
+        run.progress.num_steps = 0  # a larger budget: what it holds is looked at again
+        run.schedule.restore_length()
     if run.ranks.is_primary:  # a sum over ranks was saved: one rank takes it up
         run.window += torch.tensor(state["window"], dtype=torch.float64, device=run.ranks.device)
 
@@ -313,8 +321,7 @@ def run_lr_finder(run: Run) -> bool:
     use = recipe.lr_finder.use and result.choice is not None
     if use and result.choice is not None:
         run.schedule.peak_lr = result.choice
-        # What optimizers that decay by the share of the rate refer to (AdamC and the like).
-        run.optimizer.defaults["lr"] = result.choice
+        set_peak_lr(run.optimizer, result.choice)
     if run.ranks.is_primary:
         save_result(result, run.folder, run.schedule.peak_lr)
         found = "no choice" if result.choice is None else f"{result.choice:.3g}"

@@ -48,8 +48,7 @@ def find_faults(recipe: Recipe, default_name: str, world_size: int | None = None
     note(lambda: Budget(recipe.budget, find_price(recipe.budget)) and [])
     note(_augmentation_faults, recipe)
     note(_loss_faults, recipe)
-    if world_size is not None:
-        note(check_batch_size, recipe.data.global_batch_size, recipe.data.accum_steps, world_size)
+    note(check_batch_size, recipe.data.global_batch_size, recipe.data.accum_steps, world_size or 1)
     note(_run_faults, recipe, default_name)
     return faults
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,14 +47,9 @@ class Budget:
     def is_spent(self, elapsed_seconds: float) -> bool:
         return elapsed_seconds >= self.seconds
 
-    def epochs_that_fit(self, elapsed_seconds: float, epoch_seconds: Sequence[float]) -> int:
-        """How many of the coming epochs end in time, the last of them with its validation and checkpoint.
-
-        Args:
-            epoch_seconds: of each epoch that is still to come, an estimate.
-        """
-        left = (self.seconds - elapsed_seconds) * (1 - RESERVE)
-        return sum(end <= left for end in itertools.accumulate(epoch_seconds))
+    def seconds_left(self, elapsed_seconds: float) -> float:
+        """What may be planned with: a part of the rest is kept for epochs that take longer."""
+        return (self.seconds - elapsed_seconds) * (1 - RESERVE)
 
 
 def find_price(budget: BudgetSection) -> Price | None:

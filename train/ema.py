@@ -8,7 +8,7 @@ linear; so nothing travels in a step.
 
 Example:
     >>> ema = Ema(model, recipe.ema)
-    >>> ema.update(model, step)      # after each step
+    >>> ema.update(step)      # after each step
     >>> validate(ema.model, …)
 """
 
@@ -34,23 +34,25 @@ class Ema:
         self._config = config
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.num_updates = 0
+        # Listed once: walking through a model's modules takes longer than the update itself.
+        self._own, self._watched = self._tensors(self.model), self._tensors(model)
 
-    def update(self, model: nn.Module, steps_done: int) -> None:
-        """Take in the weights after `steps_done` steps; does nothing between two `every_steps`."""
+    def update(self, steps_done: int) -> None:
+        """Take in the model's weights after `steps_done` steps; does nothing between two `every_steps`."""
         if steps_done % self._config.every_steps:
             return
         decay = decay_at(self._config, self.num_updates)
         self.num_updates += 1
-        average, weights = self._floats(self.model), self._floats(model)
-        torch._foreach_lerp_(average, weights, 1 - decay)
-        for own, other in zip(self.model.buffers(), model.buffers(), strict=True):
-            if not own.is_floating_point():
-                own.copy_(other)  # counters
+        torch._foreach_lerp_(self._own[0], self._watched[0], 1 - decay)
+        if self._own[1]:
+            torch._foreach_copy_(self._own[1], self._watched[1])
 
     @staticmethod
-    def _floats(model: nn.Module) -> list[torch.Tensor]:
-        tensors = [*model.parameters(), *model.buffers()]
-        return [tensor.detach() for tensor in tensors if tensor.is_floating_point()]
+    def _tensors(model: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """What is averaged, and counters, which are not."""
+        tensors = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
+        floats = [tensor for tensor in tensors if tensor.is_floating_point()]
+        return floats, [tensor for tensor in tensors if not tensor.is_floating_point()]
 
 
 def decay_at(config: EmaSection, num_updates: int) -> float:

@@ -136,7 +136,9 @@ def finish_run(run: Run, stopped_because: str) -> dict[str, Any]:
         if run.mlflow.run_id != summary["mlflow_run_id"]:
             summary["mlflow_run_id"] = run.mlflow.run_id
             write_atomically(path, (json.dumps(summary, indent=1) + "\n").encode())
-    why = f"{progress.epoch} epochs" + ("" if stopped_because == "finished" else f", {stopped_because}")
+    why = f"{progress.epoch} of {run.recipe.num_epochs} epochs"
+    why += ", shortened" if progress.num_steps else ""
+    why += "" if stopped_because == "finished" else f", {stopped_because}"
     write_status(run.folder, "finished", why)
     return summary
 
@@ -156,6 +158,7 @@ def _summary(run: Run, stopped_because: str, best: CheckpointEntry | None) -> di
         "validation": run.views[0].words,
         "views": views,
         "epochs": progress.epoch,
+        "planned_epochs": run.recipe.num_epochs,
         "world_size": run.ranks.world_size,
         "num_parameters": num_parameters(run.model),
         "images_per_second": round(speed, 1),

@@ -56,6 +56,7 @@ def train(recipe: Recipe, folder: Path, ranks: Ranks) -> dict[str, Any] | None:
         ValueError: recipe and data do not go together.
         RuntimeError: the loss became non-finite, or too many samples are damaged.
     """
+    began = time.monotonic()  # what is rented costs from here on
     stop = StopFlag(ranks)
     stop.install()  # first of all: what follows takes seconds, and staging perhaps an hour
     console = Console(ranks.is_primary)
@@ -66,6 +67,7 @@ def train(recipe: Recipe, folder: Path, ranks: Ranks) -> dict[str, Any] | None:
         leave_before_the_start(folder, stop, console)
         return None
     run = build_run(recipe, folder, data, ranks, stop, console)
+    run.began = began
     try:
         if not resume_or_start(run):
             leave_before_the_start(folder, stop, console)
@@ -74,7 +76,7 @@ def train(recipe: Recipe, folder: Path, ranks: Ranks) -> dict[str, Any] | None:
             return None
         if recipe.run.preflight:
             say_preflight(run)
-        while run.progress.epoch < run.num_epochs and not run.progress.stopped_because:
+        while run.progress.step < run.num_steps and not run.progress.stopped_because:
             reason = train_epoch(run)
             if reason == DAMAGED_DATA:
                 end_for_damage(run)
@@ -116,7 +118,8 @@ def train_epoch(run: Run) -> str | None:
     run.clock.reset()
     epoch = run.train_loader.epoch(progress.epoch, progress.samples_in_epoch, resolution=run.resolution)
     batches = run.profiler.waiting(run.clock.waiting(on_device(epoch, run.ranks.device)))
-    for micro_batches in grouped(batches, run.recipe.data.accum_steps):
+    steps = grouped(batches, run.recipe.data.accum_steps)
+    for micro_batches in itertools.islice(steps, run.num_steps - progress.step):
         train_step(run, micro_batches)
         if progress.step % run.recipe.run.log_every_steps == 0:
             with run.profiler.part("log"):
@@ -151,7 +154,7 @@ def train_step(run: Run, micro_batches: list[Batch]) -> None:
     with part("update"):
         run.updater.end(loss)
         if run.ema is not None:
-            run.ema.update(run.model, progress.step + 1)
+            run.ema.update(progress.step + 1)
     progress.step += 1
     progress.samples_in_epoch += run.recipe.data.global_batch_size
     run.num_done += 1
@@ -286,18 +289,39 @@ def validate_views(run: Run) -> dict[str, ValidationResult]:
 
 
 def shorten_to_budget(run: Run) -> None:
-    """Where the budget does not hold the epochs to come: fewer of them, and the schedule ends with them."""
+    """Where the budget does not hold the epochs to come: fewer steps, and the schedule ends with them."""
     progress = run.progress
-    if not run.recipe.budget.shorten or progress.epoch >= run.num_epochs:
+    if not run.recipe.budget.shorten or progress.step >= run.num_steps:
         return
-    areas = [run.resolution_at(epoch) ** 2 for epoch in range(progress.epoch, run.num_epochs)]
-    seconds = [run.remaining_seconds * area / sum(areas) for area in areas]
-    fit = run.ranks.broadcast(run.budget.epochs_that_fit(run.elapsed_seconds, seconds))
-    if fit >= len(areas):
+    # The primary's clock decides.
+    num_steps = run.ranks.broadcast(steps_in_budget(run))
+    if num_steps >= run.num_steps:
         return
-    progress.num_epochs = progress.epoch + max(1, fit)
-    run.schedule.shorten(progress.step, run.num_steps)
+    if num_steps == progress.step:
+        progress.stopped_because = "budget"
+        return
+    progress.num_steps = num_steps
+    progress.shortened_for_seconds = run.budget.seconds
+    run.schedule.shorten(progress.step, num_steps)
     say_shortening(run)
+
+
+def steps_in_budget(run: Run) -> int:
+    """Steps of the whole run that the budget holds: whole epochs, or a part of one where none fits."""
+    progress, left = run.progress, run.budget.seconds_left(run.elapsed_seconds)
+    if run.remaining_seconds <= left:
+        return run.num_steps
+    now = run.schedule.virtual_step(progress.step) / run.steps_per_epoch
+    for epochs in range(run.num_epochs - progress.epoch - 1, 0, -1):
+        # The rest of the recipe's epochs, passed through faster: large images come sooner, too.
+        pace = (run.recipe.num_epochs - now) / epochs
+        areas = [run.recipe.data.resolution_at(int(now + pace * epoch)) ** 2 for epoch in range(epochs)]
+        if sum(areas) * run.seconds_per_area <= left:
+            return progress.step + epochs * run.steps_per_epoch
+    validation = progress.validation_seconds / progress.epoch
+    epoch_seconds = run.seconds_per_area * run.recipe.data.resolution_at(run.recipe.num_epochs) ** 2
+    share = max(0.0, left - validation) / max(epoch_seconds - validation, 1e-9)
+    return progress.step + int(min(share, 1.0) * run.steps_per_epoch)
 
 
 def book_time(run: Run) -> None:

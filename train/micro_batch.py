@@ -5,7 +5,7 @@ folder: a restart uses the same, so that sums and BatchNorm statistics stay thos
 
 On a GPU "fits" means that no allocation failed and that the optimizer's state still finds room. On a CPU,
 where too much memory ends the process, it is computed: a pass of two and of four images tells what an image
-holds between forward and backward.
+holds between forward and backward. A teacher is loaded before, so its weights are not free any more.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from train.data.batch import Normalize
 from train.data.preflight.machine import usable_ram_bytes
 from train.data.preflight.measure import training_step
 from train.distributed import Ranks
+from train.models.sync_batchnorm import without_sync
+from train.run_folder import MICRO_BATCH_NAME
 
-MICRO_BATCH_NAME = "micro_batch.json"
 USABLE_FRACTION = 0.85  # of free memory: allocators fragment, loaders and checkpoints want some, too
 
 
@@ -82,7 +83,7 @@ def _fits_on_gpu(
     recipe: Recipe, model: nn.Module, normalize: Normalize, num_classes: int, side: int, ranks: Ranks
 ) -> Callable[[int], bool]:
     device = ranks.device
-    parameter_bytes = _parameter_bytes(model)
+    parameter_bytes, extra = _parameter_bytes(model), _further_copies(recipe)
 
     def fits(size: int) -> bool:
         torch.cuda.empty_cache()
@@ -91,7 +92,9 @@ def _fits_on_gpu(
         before = torch.cuda.memory_allocated(device)
         try:
             with torch.random.fork_rng(devices=[device]):
-                step = training_step(recipe, copy.deepcopy(model), normalize, num_classes, side, size, device)
+                step = training_step(
+                    recipe, without_sync(copy.deepcopy(model)), normalize, num_classes, side, size, device
+                )
                 step.compute()
                 step.update()
             torch.cuda.synchronize(device)
@@ -101,7 +104,7 @@ def _fits_on_gpu(
             step = None  # type: ignore[assignment]
             torch.cuda.empty_cache()
         # The run's own model has its gradients and state beside the copy that was measured, plus buckets.
-        used = torch.cuda.max_memory_allocated(device) - before + 2 * parameter_bytes
+        used = torch.cuda.max_memory_allocated(device) - before + (2 + extra) * parameter_bytes
         torch.cuda.reset_peak_memory_stats(device)
         return used <= USABLE_FRACTION * free
 
@@ -113,7 +116,7 @@ def _fits_on_cpu(
 ) -> Callable[[int], bool]:
     held = {size: _bytes_held(recipe, model, normalize, num_classes, side, size, ranks) for size in (2, 4)}
     image_bytes = max(1, (held[4] - held[2]) // 2)
-    fixed = max(0, held[2] - 2 * image_bytes) + 4 * _parameter_bytes(model)
+    fixed = max(0, held[2] - 2 * image_bytes) + (4 + _further_copies(recipe)) * _parameter_bytes(model)
     usable = usable_ram_bytes()
     if usable is None:
         raise ValueError("data.grad_accum_steps: this machine does not tell its memory: give a number")
@@ -138,10 +141,15 @@ def _bytes_held(
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    twin = copy.deepcopy(model)
+    twin = without_sync(copy.deepcopy(model))
     with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
         training_step(recipe, twin, normalize, num_classes, side, size, ranks.device).compute()
     return sum(storages.values())
+
+
+def _further_copies(recipe: Recipe) -> int:
+    """Of the weights: the average, and those that sharpness-aware minimization comes back to."""
+    return (recipe.ema is not None) + (recipe.optimizer.sam is not None)
 
 
 def _parameter_bytes(model: nn.Module) -> int:

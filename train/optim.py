@@ -199,6 +199,15 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float, mo
             group["betas"] = (momentum, *group["betas"][1:])
 
 
+def set_peak_lr(optimizer: torch.optim.Optimizer, peak_lr: float) -> None:
+    """Tell optimizers that decay by the share of the peak (AdamC and its kin) one found later."""
+    if "max_lr_snapshot" in optimizer.defaults:
+        optimizer.defaults["max_lr_snapshot"] = peak_lr
+    for group in optimizer.param_groups:
+        if "max_lr_snapshot" in group:
+            group["max_lr_snapshot"] = peak_lr * group.get("lr_scale", 1.0)
+
+
 def scaled_peak_lr(config: OptimizerSection, global_batch_size: int) -> float:
     """`peak_lr` for this batch: linear in it (Goyal et al., 2017) where `peak_lr_batch_size` is set."""
     if config.peak_lr_batch_size is None:

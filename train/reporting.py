@@ -113,8 +113,8 @@ def _validation_row(run: Run, view: str, resolution: int, result: ValidationResu
 
 def say_shortening(run: Run) -> None:
     run.console.say(
-        f"{run.budget.name} does not hold {run.recipe.num_epochs} epochs: {run.num_epochs} now, the schedule "
-        "ends with them"
+        f"{run.budget.name} does not hold {run.recipe.num_epochs} epochs: the run ends after "
+        f"{run.num_steps / run.steps_per_epoch:.4g}, and the schedule with it"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +52,8 @@ class Progress:
     final_top5: float = 0.0
     views: dict[str, dict[str, float]] = field(default_factory=dict)  # name → top1, top5, loss, at the end
     skipped_steps: int = 0
-    num_epochs: int = 0  # where a budget shortened the run, else 0
+    num_steps: int = 0  # where a budget shortened the run, else 0
+    shortened_for_seconds: float = 0.0  # that budget
     stopped_because: str = ""  # why the last epoch was the last, where it is not the recipe's
     mlflow_run_id: str | None = None
 
@@ -115,22 +117,35 @@ class Run:
         return self.recipe.data.resolution_at(int(step / self.steps_per_epoch))
 
     @property
-    def num_epochs(self) -> int:
-        return self.progress.num_epochs or self.recipe.num_epochs
+    def num_steps(self) -> int:
+        return self.progress.num_steps or self.recipe.num_epochs * self.steps_per_epoch
 
     @property
-    def num_steps(self) -> int:
-        return self.num_epochs * self.steps_per_epoch
+    def num_epochs(self) -> int:
+        """With the last one, of which a shortened run may see a part."""
+        return math.ceil(self.num_steps / self.steps_per_epoch)
+
+    @property
+    def seconds_per_area(self) -> float:
+        """Time for an epoch of images of one pixel, by all epochs so far, with their validations; or 0."""
+        progress = self.progress
+        busy = progress.train_seconds + progress.validation_seconds + self.clock.seconds
+        done = self._area_until(progress.step)
+        return busy / done if done else 0.0
 
     @property
     def remaining_seconds(self) -> float:
         """An estimate, by the pixels that were and that are to be trained on."""
-        progress = self.progress
-        busy = progress.train_seconds + progress.validation_seconds + self.clock.seconds
-        areas = [self.resolution_at(epoch) ** 2 for epoch in range(self.num_epochs)]
-        part = (progress.step - progress.epoch * self.steps_per_epoch) / self.steps_per_epoch
-        done = sum(areas[: progress.epoch]) + sum(areas[progress.epoch : progress.epoch + 1]) * part
-        return busy * (sum(areas) - done) / done if done else 0.0
+        return self.seconds_per_area * (
+            self._area_until(self.num_steps) - self._area_until(self.progress.step)
+        )
+
+    def _area_until(self, step: int) -> float:
+        """Pixels of an image, summed over the epochs up to a step, the last one in part."""
+        epochs = step / self.steps_per_epoch
+        return sum(
+            self.resolution_at(epoch) ** 2 * min(1.0, epochs - epoch) for epoch in range(math.ceil(epochs))
+        )
 
     @property
     def flops_per_image(self) -> float | None:

@@ -17,6 +17,7 @@ RECIPE_NAME = "recipe.yaml"
 STATUS_NAME = "status.json"
 SUMMARY_NAME = "summary.json"
 METRICS_NAME = "metrics.jsonl"
+MICRO_BATCH_NAME = "micro_batch.json"
 
 # What may differ when a run is taken up again: where and how it runs, never what it computes.
 FREE_KEYS = (
@@ -54,6 +55,9 @@ def open_run_folder(recipe: Recipe, default_name: str) -> Path:
         folder = recipe.run.folder / f"{name}-{number}"
         number += 1
     differences = recipe_differences(folder, recipe)
+    if not has_checkpoint(folder):
+        # It failed, or was stopped, before there was anything to go on with: this start is the first.
+        (folder / MICRO_BATCH_NAME).unlink(missing_ok=True)
     if differences:
         raise ValueError(
             f"run {folder.name} was started with another recipe ({'; '.join(differences[:5])}): choose "
@@ -69,6 +73,11 @@ def is_finished(folder: Path) -> bool:
     """Whether there is nothing to go on with; one that only spent its budget goes on with a larger one."""
     status = read_status(folder)
     return status.get("status") == "finished" and not str(status.get("reason")).endswith("budget")
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run of this folder has something to go on with."""
+    return any((folder / "checkpoints").glob("*.json"))
 
 
 def read_status(folder: Path) -> dict[str, Any]:
@@ -90,9 +99,9 @@ def write_status(folder: Path, status: Literal["finished", "restart", "failed"],
 
 
 def recipe_differences(folder: Path, recipe: Recipe) -> list[str]:
-    """`key: was 1, now 2` for all that decides the result; empty for a new folder."""
+    """`key: was 1, now 2` for all that decides the result; empty where there is nothing to go on with."""
     path = folder / RECIPE_NAME
-    if not path.is_file():
+    if not path.is_file() or not has_checkpoint(folder):
         return []
     try:
         former = Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))

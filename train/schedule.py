@@ -190,6 +190,11 @@ class Schedule:
         self._cuts.append((at_step, num_steps))
         self.num_steps = num_steps
 
+    def restore_length(self) -> None:
+        """Take shortenings back: the rest is passed through at its own pace again."""
+        self._cuts.clear()
+        self.num_steps = self._full_steps
+
     def virtual_step(self, step: int) -> float:
         """Where in the whole schedule `step` is; itself until a shortening."""
         last = self._full_steps - 1

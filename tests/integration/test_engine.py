@@ -39,6 +39,8 @@ ON_TWO: dict[str, dict[str, Any]] = {
     "given_up": {"overrides": ["checkpoint.keep_last=9"], "nan": {"rank": 0, "steps": range(8, 99)}},
     "micro_batches": {"overrides": [NO_BATCHNORM, ONE_EPOCH, "data.grad_accum_steps=auto"]},
     "averaged": {"overrides": [ONE_EPOCH, *AVERAGE]},
+    # Measured by each rank on its own: the sums over ranks of the model must not take part.
+    "measured": {"overrides": [ONE_EPOCH, LESS_CHAOS, "model.sync_batchnorm=true", "run.preflight=true"]},
 }
 
 
@@ -87,6 +89,11 @@ def test_accumulation_and_ranks_equal_the_big_batch(trained: dict[int, Path], na
 def test_two_ranks_equal_one(trained: dict[int, Path], name: str) -> None:
     """In `phases`, too: parameters that a phase unfreezes are reduced over ranks."""
     assert largest_difference(state(trained, name, 2)["model"], state(trained, name)["model"]) < 5e-3
+
+
+def test_measuring_changes_nothing(trained: dict[int, Path]) -> None:
+    same = [state(trained, name, 2)["model"] for name in ("measured", "synchronized")]
+    assert state_sha256(same[0]) == state_sha256(same[1])
 
 
 @pytest.mark.parametrize("name", [*ON_BOTH, "skipped", "unsynchronized"])
@@ -193,3 +200,46 @@ def test_stopped_with_everything_on_equals_a_calm_run(
     for part in ("model", "ema"):
         assert state_sha256(states[0][part]) == state_sha256(states[1][part])
     assert states[0]["early_stopping"] == states[1]["early_stopping"]
+
+
+def test_a_budget_shortens_the_run_which_anneals_inside_it_and_a_larger_one_goes_on(
+    prepared: tuple[Path, Manifest], tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path, prepared[0])
+    phases = "schedule.phases=[{kind: cosine, epochs: 5000}]"
+    words = ("train", str(recipe), f"run.folder={tmp_path}/runs", phases, "budget.usd_per_hour=3600")
+    budget = ("budget.shorten=true", "budget.max_usd=12")  # twelve seconds
+    ended = run(*words, *budget)
+    assert ended.returncode == 0 and "does not hold 5000 epochs" in ended.stdout, ended.stdout + ended.stderr
+    summary = read_json(tmp_path / "runs" / "tiny" / "summary.json")
+    assert summary["stopped_because"] in ("finished", "budget") and summary["planned_epochs"] == 5000
+    assert 1 <= summary["epochs"] < 500 and summary["cost_usd"] < 14
+    rates = [row["learning_rate"] for row in read_metrics(tmp_path / "runs" / "tiny" / "metrics.jsonl")]
+    assert max(rates) > 0.04
+    if summary["stopped_because"] == "finished":
+        assert rates[-1] < 1e-4 and "shortened" in read_json(tmp_path / "runs/tiny/status.json")["reason"]
+
+
+def test_a_spent_budget_ends_with_figures_and_a_larger_one_goes_on(
+    prepared: tuple[Path, Manifest], tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path, prepared[0], **{"run: {": "run: {name: spent, "})
+    words = ("train", str(recipe), f"run.folder={tmp_path}/runs", "budget.usd_per_hour=3600")
+    first = run(*words, "budget.max_usd=0.01")  # spent at the first step
+    assert first.returncode == 0 and "raise it and run the same command" in first.stdout, first.stderr
+    folder = tmp_path / "runs" / "spent"
+    summary = read_json(folder / "summary.json")
+    assert summary["stopped_because"] == "budget" and summary["epochs"] == 0 < summary["final_top1"]
+    again = run(*words, "budget.max_usd=1000")
+    assert again.returncode == 0 and "going on from" in again.stdout, again.stdout + again.stderr
+    assert read_json(folder / "summary.json")["stopped_because"] == "finished"
+
+
+def test_a_failed_start_does_not_keep_its_name(prepared: tuple[Path, Manifest], tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, prepared[0], **{"run: {": "run: {name: again, "})
+    late = "schedule.phases=[{kind: constant, epochs: 1}, {kind: constant, epochs: 1, trainable: [layr1]}]"
+    words = ("train", str(recipe), f"run.folder={tmp_path}/runs")
+    wrong = run(*words, late)
+    assert wrong.returncode != 0 and "did you mean" in wrong.stderr and "epoch   1" not in wrong.stdout
+    right = run(*words, ONE_EPOCH, "optimizer.backbone_lr_fraction=0.1", "data.grad_accum_steps=auto")
+    assert right.returncode == 0, right.stdout + right.stderr

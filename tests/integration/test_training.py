@@ -23,7 +23,7 @@ from train.tracking.metrics_file import read_metrics
 SUMMARY_FIELDS = {
     *("final_top1", "final_top5", "best_top1", "best_top5", "best_epoch", "validation_resolution", "epochs"),
     *("world_size", "num_parameters", "images_per_second", "data_wait_fraction", "wall_seconds", "cost_usd"),
-    *("validation", "views", "mfu", "memory_bytes", "skipped_steps"),
+    *("planned_epochs", "validation", "views", "mfu", "memory_bytes", "skipped_steps"),
     *("mlflow_run_id", "damaged_samples", "stopped_because", "checkpoint", "checkpoint_sha256"),
 }
 

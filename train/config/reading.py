@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import typing
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from train.config.recipe import Recipe
 from train.config.schedule import PHASE_KINDS
 
 MAX_RECIPE_BYTES = 1 << 20
+ALTERNATIVES = ("bool", "int", "float", "str", "constrained-int")
 
 
 class RecipeError(ValueError):
@@ -41,7 +43,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        faults += [_sentence(fault) for fault in _innermost(error.errors())]
+        faults += [_sentence(fault) for fault in _merged(_innermost(error.errors()))]
     if faults or recipe is None:
         raise RecipeError(str(path), faults)
     return recipe
@@ -147,6 +149,23 @@ def _innermost(faults: list[Any]) -> list[Any]:
     ]
 
 
+def _merged(faults: list[Any]) -> list[Any]:
+    """One fault where a value fits none of several types, in place of one a type."""
+    merged: dict[tuple[Any, ...], Any] = {}
+    for fault in faults:
+        place = tuple(fault["loc"])
+        # pydantic names the alternative that was tried as if it were a key: `bool`, `literal['auto']`.
+        if place and isinstance(place[-1], str) and (place[-1] in ALTERNATIVES or "[" in place[-1]):
+            place = place[:-1]
+        first = merged.get(place)
+        if first is None:
+            merged[place] = fault | {"loc": place}
+        else:
+            other = fault["msg"].removeprefix("Input should be ")
+            merged[place] = first | {"msg": f"{first['msg']}, or {other}"}
+    return list(merged.values())
+
+
 def _sentence(fault: Any) -> str:
     location = [part for part in fault["loc"] if part not in PHASE_KINDS]
     name = ".".join(str(part) for part in location)
@@ -166,7 +185,14 @@ def _sentence(fault: Any) -> str:
     if fault["type"] == "missing":
         example = ", e.g. data.path=data/intel" if name == "data.path" else ""
         return f"{name} is missing: set it in the recipe or on the command line{example}"
+    if fault["type"] == "union_tag_invalid":
+        wrong = fault["ctx"]["tag"]
+        near = difflib.get_close_matches(wrong, PHASE_KINDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(PHASE_KINDS)}"
+        return f"{name}.kind: there is no {wrong!r}; {hint}"
     message = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message = re.sub(r", unable to [^,]*", "", message)
+    message = re.sub(r"a valid dictionary or instance of \w+", "a section of keys", message)
     given = fault.get("input")
     shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
     return f"{name or 'recipe'}: {message}{shown}"

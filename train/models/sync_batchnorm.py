@@ -38,11 +38,42 @@ def convert_sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
     return model
 
 
+def without_sync(model: nn.Module) -> nn.Module:
+    """`model` with BatchNorm over this rank's images only: for measurements that ranks make on their own.
+
+    There each rank takes as many passes as it has time for, and sums over ranks would not find partners.
+    """
+    for norm in model.modules():
+        if isinstance(norm, _GlobalBatchNorm):
+            norm.is_alone = True
+    return model if not _has_torchs_own(model) else _revert(model)
+
+
+def _has_torchs_own(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+
+
+def _revert(module: nn.Module) -> nn.Module:
+    """torch's SyncBatchNorm layers as BatchNorm2d ones with the same parameters."""
+    if isinstance(module, nn.SyncBatchNorm):
+        plain = nn.BatchNorm2d(module.num_features, module.eps, module.momentum, module.affine)
+        plain.load_state_dict(module.state_dict())
+        for name in ("drop", "act"):  # of timm's, which go on with these two
+            if hasattr(module, name):
+                plain = nn.Sequential(plain, getattr(module, name))  # type: ignore[assignment]
+        return plain.to(next(iter([*module.parameters(), *module.buffers()])).device).train(module.training)
+    for name, child in module.named_children():
+        setattr(module, name, _revert(child))
+    return module
+
+
 class _GlobalBatchNorm(nn.Module):
     """A BatchNorm layer whose batch is that of all ranks; alone, or evaluating, it is the layer as it was."""
 
+    is_alone = False
+
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
+        if self.is_alone or not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return super().forward(x)
         out = _normalize(self, x)
         # timm's BatchNormAct2d goes on with these two.

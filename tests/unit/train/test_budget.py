@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from train.config import BudgetSection, Recipe
 from train.cost import Budget, Price, find_price
 from train.data.batch import Normalize
 from train.distributed import Ranks
-from train.micro_batch import MICRO_BATCH_NAME, fewest_accum_steps, resolve_grad_accum_steps
+from train.loop import steps_in_budget
+from train.micro_batch import fewest_accum_steps, resolve_grad_accum_steps
 from train.models.build import build_model
 from train.precision import build_autocast, set_matmul_precision
+from train.run_folder import MICRO_BATCH_NAME
 from train.throughput import flops_per_image, model_flops_utilization
 from train.validation import mean_logits, views_of
 
@@ -38,11 +41,9 @@ def test_dollars_need_a_price() -> None:
         Budget(BudgetSection(max_usd=1, instance_type=None), None)
 
 
-def test_only_whole_epochs_fit_and_a_reserve_is_kept() -> None:
-    assert budget(max_hours=1).epochs_that_fit(600, [1000] * 5) == 2
-    assert budget(max_hours=1).epochs_that_fit(600, [1000, 1000, 999]) == 2  # 2,999 of 3,000: too close
-    assert budget(max_hours=1).epochs_that_fit(600, [1000, 1000, 900]) == 3
-    assert budget().epochs_that_fit(600, [1e6] * 5) == 5
+def test_a_part_of_the_rest_is_kept() -> None:
+    assert budget(max_hours=1).seconds_left(600) == pytest.approx(3000 * 0.97)
+    assert budget().seconds_left(600) == float("inf")
 
 
 def test_micro_batches_are_equal_and_as_large_as_fit() -> None:
@@ -133,3 +134,44 @@ def test_tf32_rounds_and_fp32_does_not() -> None:
     for precision in ("fp32", "tf32"):
         with build_autocast(precision, CPU):
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def run_like(left: float, resolutions: dict[int, int]) -> SimpleNamespace:
+    """A run of 8 epochs of 10 steps, two of them done, that took 3 s each, 1 s of it for validation."""
+    recipe = recipe_of(
+        data={"path": "x", "resolution": resolutions}, schedule={"phases": [{"kind": "linear", "epochs": 8}]}
+    )
+    areas = [recipe.data.resolution_at(epoch) ** 2 for epoch in range(8)]
+    seconds_per_area = 6 / sum(areas[:2])
+    return SimpleNamespace(
+        recipe=recipe,
+        progress=SimpleNamespace(step=20, epoch=2, validation_seconds=2.0),
+        budget=SimpleNamespace(seconds_left=lambda elapsed: left),
+        elapsed_seconds=6.0,
+        remaining_seconds=sum(areas[2:]) * seconds_per_area,
+        seconds_per_area=seconds_per_area,
+        num_epochs=8,
+        num_steps=80,
+        steps_per_epoch=10,
+        schedule=SimpleNamespace(virtual_step=float),
+    )
+
+
+@pytest.mark.parametrize(
+    ("left", "expected"),
+    [
+        (18.0, 80),  # all of it
+        (17.9, 70),
+        (9.5, 50),
+        (2.0, 25),  # no epoch of 3 s: after the validation of 1 s, half of an epoch's 2 s
+        (0.9, 20),  # not even a validation: the run ends here
+    ],
+)
+def test_steps_that_a_budget_holds(left: float, expected: int) -> None:
+    assert steps_in_budget(run_like(left, {0: 32})) == expected  # type: ignore[arg-type]
+
+
+def test_large_images_come_sooner_in_a_shortened_run() -> None:
+    # Epochs 6 and 7 have four times the pixels. In half of the six epochs to come, one is at 64 px.
+    run = run_like(18.0, {0: 32, 6: 64})
+    assert steps_in_budget(run) == 50  # type: ignore[arg-type]

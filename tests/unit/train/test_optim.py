@@ -11,7 +11,7 @@ from torch import nn
 
 from train.clip import clip_gradients, total_grad_norm
 from train.config import ClipSection, ConstantPhase, OptimizerSection
-from train.optim import build_optimizer, optimizer_fault, scaled_peak_lr, set_learning_rate
+from train.optim import build_optimizer, optimizer_fault, scaled_peak_lr, set_learning_rate, set_peak_lr
 from train.param_groups import build_groups, freeze_statistics, layer_depths, set_trainable, trainable_fault
 
 torch.set_num_threads(1)
@@ -353,3 +353,21 @@ def test_agc_is_its_formula_and_leaves_the_head() -> None:
     torch.testing.assert_close(weight.grad, expected)
     assert torch.equal(weight.grad[0], gradient[0]) and not torch.equal(weight.grad[1], gradient[1])
     assert torch.equal(head.grad, head_gradient)
+
+
+def test_a_peak_found_later_is_what_adamc_decays_by() -> None:
+    """AdamC decays by rate / peak: another peak would wipe the weights out."""
+    norms = []
+    for made_for, found in ((0.1, None), (0.001, 0.1)):
+        torch.manual_seed(0)
+        model = nn.Linear(8, 8)
+        config = OptimizerSection(name="adamc", peak_lr=made_for, weight_decay=0.01)
+        optimizer = build_optimizer(model, config)
+        if found is not None:
+            set_peak_lr(optimizer, found)
+        for _ in range(20):
+            set_learning_rate(optimizer, 0.1, None)
+            model.weight.grad = torch.zeros_like(model.weight)
+            optimizer.step()
+        norms.append(float(model.weight.detach().norm()))
+    assert norms[0] == pytest.approx(norms[1])

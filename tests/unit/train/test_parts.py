@@ -119,6 +119,11 @@ def minimal_recipe(folder: Path, **changes: str):  # type: ignore[no-untyped-def
 def test_run_folder_goes_on_refuses_and_counts_up(tmp_path: Path) -> None:
     folder = open_run_folder(minimal_recipe(tmp_path), "demo")
     assert folder == tmp_path / "demo"
+    # Nothing to go on with yet: any recipe may take it.
+    assert open_run_folder(minimal_recipe(tmp_path, optimizer__peak_lr=0.2), "demo") == folder
+    assert open_run_folder(minimal_recipe(tmp_path), "demo") == folder
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "manifest.json").write_text("{}")
     # Unfinished: taken up, also with another loader or path, but not with another rate.
     assert open_run_folder(minimal_recipe(tmp_path, data__loader="reference"), "demo") == folder
     with pytest.raises(ValueError, match=r"optimizer\.peak_lr: was 0\.1, now 0\.3"):

@@ -101,7 +101,7 @@ def test_average_equals_its_formula_with_warmup_and_intervals() -> None:
             for tensor in [*model.parameters(), model[1].running_mean, model[1].running_var]:
                 tensor.add_(torch.randn(tensor.shape, generator=generator))
         model[1].num_batches_tracked += 1
-        ema.update(model, steps_done)
+        ema.update(steps_done)
         if steps_done % 2 == 0:
             updates = steps_done // 2 - 1
             decay = min(0.8**2, (1 + updates) / (10 + updates))

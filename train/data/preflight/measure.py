@@ -25,6 +25,7 @@ from train.data.device_augment import DeviceAugment
 from train.data.loaders import Loader, LoaderPlan
 from train.data.loaders.reference import ReferenceLoader
 from train.loss import TrainingLoss
+from train.models.heads import head_of
 from train.optim import build_optimizer, set_learning_rate
 from train.precision import build_autocast, build_scaler, choose_precision
 
@@ -123,7 +124,11 @@ def training_step(
     loss = TrainingLoss(
         recipe.loss.model_copy(update={"class_weights": None, "distillation": None}), num_classes
     )
-    optimizer = build_optimizer(model, recipe.optimizer)
+    try:
+        head = head_of(model)
+    except ValueError:
+        head = []  # of a model that is no classifier of ours: rates by layer change no speed
+    optimizer = build_optimizer(model, recipe.optimizer, head)
     set_learning_rate(optimizer, 1e-6, None)  # noise cannot be learned: at full rate it diverges
     accum_steps = recipe.data.accum_steps
     model.train()

@@ -17,6 +17,7 @@ from train.data.preflight.machine import usable_ram_bytes
 from train.data.preflight.measure import loader_rate, model_rate, shortened, training_step
 from train.data.preflight.verdict import quick_verdict
 from train.distributed import Ranks
+from train.models.sync_batchnorm import without_sync
 
 
 def quick_preflight(
@@ -83,7 +84,7 @@ def _model_alone(
     """(images a second or None, why None)."""
     plan, device = train_loader.plan, ranks.device
     try:
-        twin = copy.deepcopy(model)
+        twin = without_sync(copy.deepcopy(model))
         rate = model_rate(
             lambda size: training_step(
                 recipe, twin, normalize, plan.manifest.num_classes, resolution, size, device
