@@ -25,7 +25,7 @@ from train.models.build import build_model, model_fault
 from train.models.heads import head_of, init_bce_bias, split_outputs
 from train.optim import build_optimizer, optimizer_fault
 from train.param_groups import trainable_fault
-from train.run_folder import is_finished, recipe_differences
+from train.run_folder import has_checkpoint, is_finished, recipe_differences
 from train.teacher import Teacher
 
 CHECKED_BYTES = 1 << 30  # of each split: all of a small data set, an even sample of a large one
@@ -179,9 +179,8 @@ def _run_faults(recipe: Recipe, default_name: str) -> list[str]:
     if is_finished(folder):
         named = f"run {folder.name} in {recipe.run.folder} is finished: choose another run.name"
         return [named] if recipe.run.name else []
-    faults = [
-        f"run {folder.name} exists with another recipe: {d}" for d in recipe_differences(folder, recipe)
-    ]
+    differences = recipe_differences(folder, recipe) if has_checkpoint(folder) else []
+    faults = [f"run {folder.name} exists with another recipe: {d}" for d in differences]
     store = CheckpointStore(folder / "checkpoints")
     for entry in store.manifest().checkpoints:
         try:

@@ -76,7 +76,7 @@ def train(recipe: Recipe, folder: Path, ranks: Ranks) -> dict[str, Any] | None:
             return None
         if recipe.run.preflight:
             say_preflight(run)
-        while run.progress.step < run.num_steps and not run.progress.stopped_because:
+        while run.progress.epoch < run.num_epochs and not run.progress.stopped_because:
             reason = train_epoch(run)
             if reason == DAMAGED_DATA:
                 end_for_damage(run)

@@ -55,9 +55,10 @@ def open_run_folder(recipe: Recipe, default_name: str) -> Path:
         folder = recipe.run.folder / f"{name}-{number}"
         number += 1
     differences = recipe_differences(folder, recipe)
-    if not has_checkpoint(folder):
+    if differences and not has_checkpoint(folder):
         # It failed, or was stopped, before there was anything to go on with: this start is the first.
         (folder / MICRO_BATCH_NAME).unlink(missing_ok=True)
+        differences = []
     if differences:
         raise ValueError(
             f"run {folder.name} was started with another recipe ({'; '.join(differences[:5])}): choose "
@@ -99,9 +100,9 @@ def write_status(folder: Path, status: Literal["finished", "restart", "failed"],
 
 
 def recipe_differences(folder: Path, recipe: Recipe) -> list[str]:
-    """`key: was 1, now 2` for all that decides the result; empty where there is nothing to go on with."""
+    """`key: was 1, now 2` for all that decides the result; empty for a new folder."""
     path = folder / RECIPE_NAME
-    if not path.is_file() or not has_checkpoint(folder):
+    if not path.is_file():
         return []
     try:
         former = Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
