@@ -243,3 +243,18 @@ def test_a_failed_start_does_not_keep_its_name(prepared: tuple[Path, Manifest], 
     assert wrong.returncode != 0 and "did you mean" in wrong.stderr and "epoch   1" not in wrong.stdout
     right = run(*words, ONE_EPOCH, "optimizer.backbone_lr_fraction=0.1", "data.grad_accum_steps=auto")
     assert right.returncode == 0, right.stdout + right.stderr
+
+
+@pytest.mark.long
+def test_a_compiled_model_learns_the_same(prepared: tuple[Path, Manifest], tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, prepared[0])
+    for name, compiled in (("plain", "false"), ("compiled", "true")):
+        overrides = (f"run.name={name}", f"model.compile={compiled}", ONE_EPOCH, LESS_CHAOS)
+        result = run("train", str(recipe), f"run.folder={tmp_path}", *overrides)
+        assert result.returncode == 0, result.stdout + result.stderr
+    plain, compiled_state = (
+        load_checkpoint(tmp_path / name / "checkpoints" / "step-00000006.pt")["model"]
+        for name in ("plain", "compiled")
+    )
+    assert list(plain) == list(compiled_state)  # no prefix of the wrapper's
+    assert largest_difference(compiled_state, plain) < 1e-2
