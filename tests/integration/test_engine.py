@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from data_prep.manifest import Manifest
 from tests.integration.launch import read_json, run, start, write_recipe
 from tests.integration.test_training import wait_for_step
 from train.checkpoint import load_checkpoint, state_sha256
+from train.config import ModelSection
+from train.models.build import build_model
 from train.tracking.metrics_file import read_metrics
 
 # LayerNorm: nothing in it depends on which other images are in a batch.
@@ -21,6 +24,12 @@ NO_BATCHNORM = "model.name=test_convnext"
 ONE_EPOCH = "schedule.phases=[{kind: constant, epochs: 1}]"
 HEAD_THEN_ALL = "schedule.phases=[{kind: constant, epochs: 1, trainable: head}, {kind: constant, epochs: 1}]"
 AVERAGE = ["ema.decay=0.9", "validation.views.plain.weights=model"]
+VIEWS = [
+    "validation.views.mirrored.flip_average=true",
+    "validation.views.large.resolution=48",
+    "validation.views.near.crop_ratio=0.5",
+]
+TINY_STEPS = "optimizer.peak_lr=1.0e-9"
 LESS_CHAOS = "optimizer.peak_lr=0.01"  # rounding errors grow with every step, the faster the larger it is
 
 ON_BOTH: dict[str, dict[str, Any]] = {
@@ -38,7 +47,24 @@ ON_TWO: dict[str, dict[str, Any]] = {
     "skipped": {"overrides": [ONE_EPOCH], "nan": {"rank": 1, "steps": [3]}},
     "given_up": {"overrides": ["checkpoint.keep_last=9"], "nan": {"rank": 0, "steps": range(8, 99)}},
     "micro_batches": {"overrides": [NO_BATCHNORM, ONE_EPOCH, "data.grad_accum_steps=auto"]},
-    "averaged": {"overrides": [ONE_EPOCH, *AVERAGE]},
+    "averaged": {"overrides": [ONE_EPOCH, *AVERAGE, *VIEWS]},
+    "augmented": {"overrides": [NO_BATCHNORM, ONE_EPOCH, "augmentation.mixup=0.5"]},
+    "early": {
+        "overrides": [
+            "schedule.phases=[{kind: constant, epochs: 9}]",
+            "schedule.early_stopping={patience: 2, min_delta: 0.99}",
+            "profile.steps=[1, 3]",
+        ]
+    },
+    "bce": {
+        "overrides": [ONE_EPOCH, TINY_STEPS, "optimizer.peak_lr_batch_size=12", "loss.kind=bce"],
+    },
+    "frozen": {"overrides": ["schedule.phases=[{kind: constant, epochs: 1, trainable: head}]"]},
+    # RUNS is where the runs of this launch are.
+    "untaught": {
+        "overrides": [NO_BATCHNORM, ONE_EPOCH, "loss.distillation={teacher: RUNS/plain, weight: 0}"]
+    },
+    "taught": {"overrides": [NO_BATCHNORM, ONE_EPOCH, "loss.distillation={teacher: RUNS/plain, weight: 1}"]},
     # Measured by each rank on its own: the sums over ranks of the model must not take part.
     "measured": {"overrides": [ONE_EPOCH, LESS_CHAOS, "model.sync_batchnorm=true", "run.preflight=true"]},
 }
@@ -49,7 +75,7 @@ def train_all(folder: Path, data: Path, cases: dict[str, dict[str, Any]], num_ra
     runs.mkdir()
     listing = folder / f"cases{num_ranks}.json"
     content = {"folder": str(runs), "recipe": str(write_recipe(folder, data)), "cases": cases}
-    listing.write_text(json.dumps(content, default=list))
+    listing.write_text(json.dumps(content, default=list).replace("RUNS", str(runs)))
     result = run("tests.integration.train_cases", str(listing), num_ranks=num_ranks)
     assert result.returncode == 0, result.stdout + result.stderr
     return runs
@@ -106,19 +132,58 @@ def test_options_change_the_result(trained: dict[int, Path]) -> None:
     plain = state(trained, "plain")["model"]
     for name in ("clipped", "sharp", "phases"):
         assert largest_difference(state(trained, name)["model"], plain) > 1e-2, name
+    for name in ("augmented", "taught"):
+        assert largest_difference(state(trained, name, 2)["model"], plain) > 1e-2, name
     apart = state(trained, "unsynchronized", 2)["model"]
     assert largest_difference(apart, state(trained, "synchronized")["model"]) > 1e-2
+
+
+def weights_at_start(name: str) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)  # run.seed of the recipe
+    return build_model(ModelSection(name=name), 4).state_dict()
+
+
+def test_a_frozen_backbone_keeps_its_statistics(trained: dict[int, Path]) -> None:
+    at_start, at_end = weights_at_start("test_resnet"), state(trained, "frozen", 2)["model"]
+    assert {name for name in at_end if not torch.equal(at_end[name], at_start[name])} == {
+        "fc.weight",
+        "fc.bias",
+    }
+
+
+def test_bce_starts_at_the_prior_and_the_rate_is_scaled(trained: dict[int, Path]) -> None:
+    bias = state(trained, "bce", 2)["model"]["fc.bias"]
+    torch.testing.assert_close(bias, torch.full((4,), -math.log(4)), rtol=0, atol=1e-4)
+    rows = read_metrics(trained[2] / "bce" / "metrics.jsonl")
+    assert {row["learning_rate"] for row in rows} == {2e-9}  # 24 images a step, the rate is for 12
+
+
+def test_a_teacher_without_weight_changes_nothing(trained: dict[int, Path]) -> None:
+    both = [state(trained, name, 2)["model"] for name in ("untaught", "plain")]
+    assert state_sha256(both[0]) == state_sha256(both[1])
+
+
+def test_early_stopping_ends_the_run_finished(trained: dict[int, Path]) -> None:
+    summary = read_json(trained[2] / "early" / "summary.json")
+    assert summary["stopped_because"] == "early stopping" and summary["epochs"] == 3
+    assert read_json(trained[2] / "early" / "status.json")["status"] == "finished"
+    page = (trained[2] / "early" / "profile" / "profile.md").read_text()
+    assert "| forward |" in page and "| backward |" in page and "| data |" in page
+
+
+def test_views_differ_and_have_their_names(trained: dict[int, Path]) -> None:
+    summary = read_json(trained[2] / "averaged" / "summary.json")
+    assert set(summary["views"]) == {"plain", "mirrored", "large", "near"}
+    last = {row["split"]: row for row in read_metrics(trained[2] / "averaged" / "metrics.jsonl")}
+    losses = {last[split]["loss"] for split in ("val", *(f"val:{name}" for name in summary["views"]))}
+    assert len(losses) == 5 and last["val:large"]["resolution"] == 48
 
 
 def test_first_phase_trains_the_head_alone(trained: dict[int, Path]) -> None:
     rows = read_metrics(trained[2] / "phases" / "metrics.jsonl")
     assert [row["step"] for row in rows if row["split"] == "val"] == [6, 12]
     after_head = load_checkpoint(trained[2] / "phases" / "checkpoints" / "step-00000006.pt")["model"]
-    torch.manual_seed(0)
-    from train.config import ModelSection
-    from train.models.build import build_model
-
-    at_start = build_model(ModelSection(name="test_convnext"), 4).state_dict()
+    at_start = weights_at_start("test_convnext")
     changed = {name for name, value in after_head.items() if not torch.equal(value, at_start[name])}
     assert changed == {"head.fc.weight", "head.fc.bias"}
     at_end = state(trained, "phases", 2)["model"]
@@ -130,8 +195,12 @@ def test_average_is_its_own_on_all_ranks_and_validated(trained: dict[int, Path],
     first, second = (state(trained, name, 2, rank) for rank in (0, 1))
     assert state_sha256(first["ema"]) == state_sha256(second["ema"])
     assert largest_difference(first["ema"], first["model"]) > 1e-3
+    model = "test_convnext" if name == "plain" else "test_resnet"
+    assert largest_difference(first["ema"], weights_at_start(model)) > 1e-3
+    path = trained[2] / name / "checkpoints" / "step-00000006.pt"
+    assert load_checkpoint(path)["ema_updates"] == 6
     summary = read_json(trained[2] / name / "summary.json")
-    assert summary["validation"].endswith("ema") and set(summary["views"]) == {"plain"}
+    assert summary["validation"].endswith("ema") and "plain" in summary["views"]
     last = {r["split"]: r for r in read_metrics(trained[2] / name / "metrics.jsonl")}
     assert last["val"]["loss"] != last["val:plain"]["loss"]
     assert last["val:plain"]["top1"] == pytest.approx(summary["views"]["plain"]["top1"], rel=1e-5)
@@ -202,7 +271,7 @@ def test_stopped_with_everything_on_equals_a_calm_run(
     assert states[0]["early_stopping"] == states[1]["early_stopping"]
 
 
-def test_a_budget_shortens_the_run_which_anneals_inside_it_and_a_larger_one_goes_on(
+def test_a_budget_shortens_the_run_which_anneals_inside_it(
     prepared: tuple[Path, Manifest], tmp_path: Path
 ) -> None:
     recipe = write_recipe(tmp_path, prepared[0])
