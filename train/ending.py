@@ -77,7 +77,6 @@ def stop_in_good_order(run: Run, reason: str) -> None:
     run.average_buffers()
     save(run, is_best=False)
     if run.ranks.is_primary:
-        reason = run.stop.signal_name or reason
         write_status(run.folder, "restart", reason)
         run.console.say(
             f"stopped by {reason} at step {run.progress.step}; the same command goes on from there"
@@ -100,7 +99,7 @@ def end_by_budget(run: Run, results: dict[str, ValidationResult]) -> dict[str, A
 def leave_before_the_start(folder: Path, stop: StopFlag, console: Console) -> None:
     """A signal during staging or the learning-rate finder: there is nothing to save yet."""
     if console.is_enabled:
-        write_status(folder, "restart", stop.signal_name or "signal")
+        write_status(folder, "restart", stop.reason or "signal")
         console.say("stopped before the first step; the same command begins again")
 
 

@@ -34,7 +34,7 @@ from train.ending import (
     save,
     stop_in_good_order,
 )
-from train.preemption import StopFlag
+from train.preemption import BUDGET, StopFlag
 from train.reporting import log_training, log_validation, say_shortening
 from train.run import Run
 from train.sam import perturb, restore, without_running_statistics
@@ -126,7 +126,7 @@ def train_epoch(run: Run) -> str | None:
                 log_training(run)
                 run.damage.gather()
         if run.ranks.is_primary and run.budget.is_spent(run.elapsed_seconds):
-            run.stop.raise_for_budget()
+            run.stop.raise_for(BUDGET)
         reason = run.stop.agree(run.updater.gave_up) if run.damage.fault is None else DAMAGED_DATA
         if reason is not None:
             break

@@ -32,6 +32,7 @@ FREE_KEYS = (
     "data.timeout_seconds",
     "profile",
     "checkpoint.",
+    "preemption.",
     "tracking.",
     "budget.",
 )

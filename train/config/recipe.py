@@ -16,6 +16,7 @@ from train.config.sections import (
     ModelSection,
     OptimizerSection,
     PrecisionSection,
+    PreemptionSection,
     ProfileSection,
     RunSection,
     Section,
@@ -40,6 +41,7 @@ class Recipe(Section):
     validation: ValidationSection = ValidationSection()
     precision: PrecisionSection = PrecisionSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    preemption: PreemptionSection = PreemptionSection()
     tracking: TrackingSection = TrackingSection()
     budget: BudgetSection = BudgetSection()
     profile: ProfileSection | None = None

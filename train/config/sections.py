@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -298,9 +299,27 @@ class PrecisionSection(Section):
 
 
 class CheckpointSection(Section):
-    """Which checkpoints are kept besides `best` and the last."""
+    """When checkpoints are written and which are kept; one at each epoch's end and each stop in any case."""
 
-    keep_last: int = Field(default=2, ge=1)
+    keep_last: int = Field(default=2, ge=1)  # besides `best`
+    every_minutes: float | None = Field(default=10.0, gt=0)  # within an epoch; null: not by time
+    every_steps: int | None = Field(default=None, ge=1)  # within an epoch; null: not by steps
+    mirror: str | None = None  # s3://bucket/prefix: a copy of each run there, in <prefix>/<run name>
+
+    @model_validator(mode="after")
+    def _s3(self) -> CheckpointSection:
+        if self.mirror is not None and not re.match(r"s3://[^/]+", self.mirror):
+            raise ValueError("mirror must be s3://bucket/prefix")
+        return self
+
+
+class PreemptionSection(Section):
+    """What is done when the machine may be taken away, or one of the ranks gives no sign of life."""
+
+    poll_seconds: float = Field(default=5.0, gt=0)  # between two looks for a notice of the spot market
+    # on a rebalance recommendation: save and leave for a new start, save and go on, or nothing
+    rebalance: Literal["stop", "save", "ignore"] = "stop"
+    hang_seconds: float = Field(default=180.0, gt=0)  # a rank silent for so long ends the job
 
 
 class TrackingSection(Section):

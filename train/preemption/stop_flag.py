@@ -23,9 +23,20 @@ import torch.distributed as dist
 from train.distributed import Ranks
 
 READ_AFTER_STEPS = 2
+
 # A number travels; all ranks know its meaning, and the largest wins.
-SIGNAL, BUDGET, NON_FINITE = 1, 2, 3
-REASONS = {SIGNAL: "signal", BUDGET: "budget", NON_FINITE: "non-finite loss"}
+REBALANCE, USER_SIGNAL, INTERRUPT, TERMINATE, SPOT, BUDGET, TAKEN_OVER, NON_FINITE = range(1, 9)
+REASONS = {
+    REBALANCE: "rebalance recommendation",
+    USER_SIGNAL: "SIGUSR1",
+    INTERRUPT: "SIGINT",
+    TERMINATE: "SIGTERM",
+    SPOT: "spot interruption notice",
+    BUDGET: "budget",
+    TAKEN_OVER: "taken over",
+    NON_FINITE: "non-finite loss",
+}
+SIGNALS = {signal.SIGUSR1: USER_SIGNAL, signal.SIGINT: INTERRUPT, signal.SIGTERM: TERMINATE}
 
 Pending = tuple[torch.Tensor, "dist.Work | torch.cuda.Event | None"]
 
@@ -37,27 +48,30 @@ class StopFlag:
         self._ranks = ranks
         self._raised = 0
         self._pending: deque[Pending] = deque()
-        self.signal_name: str | None = None
 
     @property
     def is_raised(self) -> bool:
         """Whether this rank was asked to stop; others may not know yet."""
         return self._raised > 0
 
+    @property
+    def reason(self) -> str | None:
+        """Why this rank was asked to stop."""
+        return REASONS.get(self._raised)
+
     def install(self) -> None:
-        """Raise the flag on SIGTERM and SIGINT; a second SIGINT ends the process at once."""
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
+        """Raise the flag on SIGTERM, SIGUSR1 and SIGINT; a second SIGINT ends the process at once."""
+        for number in SIGNALS:
+            signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.signal_name == "SIGINT":
+        if number == signal.SIGINT and self._raised == INTERRUPT:
             raise KeyboardInterrupt
-        self.signal_name = signal.Signals(number).name
-        self._raised = max(self._raised, SIGNAL)
+        self.raise_for(SIGNALS[signal.Signals(number)])
 
-    def raise_for_budget(self) -> None:
-        """Ask all ranks to stop because the budget is spent; one rank is enough."""
-        self._raised = max(self._raised, BUDGET)
+    def raise_for(self, reason: int) -> None:
+        """Ask all ranks to stop, for one of REASONS; one rank is enough. From any thread."""
+        self._raised = max(self._raised, reason)
 
     def agree(self, gave_up: torch.Tensor) -> str | None:
         """Call once a step on every rank; the reason to stop, on all ranks at the same step, or None.

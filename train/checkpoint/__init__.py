@@ -1,0 +1,29 @@
+"""Checkpoints: what a run needs to go on, written so that no death of a process or machine loses it."""
+
+from train.checkpoint.store import (
+    BEST_NAME,
+    BEST_WEIGHTS_NAME,
+    CHECKPOINT_KEYS,
+    CHECKPOINT_VERSION,
+    MANIFEST_NAME,
+    CheckpointEntry,
+    CheckpointManifest,
+    CheckpointStore,
+    load_checkpoint,
+    missing_keys,
+    state_sha256,
+)
+
+__all__ = [
+    "BEST_NAME",
+    "BEST_WEIGHTS_NAME",
+    "CHECKPOINT_KEYS",
+    "CHECKPOINT_VERSION",
+    "MANIFEST_NAME",
+    "CheckpointEntry",
+    "CheckpointManifest",
+    "CheckpointStore",
+    "load_checkpoint",
+    "missing_keys",
+    "state_sha256",
+]
