@@ -13,11 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data_prep.manifest import Manifest, load_manifest
 from train.check import split_faults
-from train.checkpoint import CheckpointStore
-from train.config import ModelSection, Recipe, flatten
+from train.checkpoint import Cadence
+from train.config import ModelSection, Recipe
 from train.cost import Budget, find_price
 from train.damage import DamageLog
-from train.data.batch import Normalize, Targets, normalization_statistics
+from train.data.batch import Normalize, normalization_statistics
 from train.data.device_augment import DeviceAugment
 from train.data.loaders import Loader, LoaderPlan, build_loader, choose_backend
 from train.data.order import check_batch_size, num_steps_per_epoch
@@ -28,19 +28,18 @@ from train.micro_batch import resolve_grad_accum_steps
 from train.models.build import build_model, num_parameters
 from train.models.heads import head_of, init_bce_bias
 from train.models.sync_batchnorm import convert_sync_batchnorm
-from train.optim import build_optimizer, scaled_peak_lr, set_peak_lr
+from train.optim import build_optimizer, scaled_peak_lr
 from train.param_groups import Trainable, freeze_statistics, set_trainable, trainable_fault
 from train.precision import build_autocast, build_scaler, choose_precision, set_matmul_precision
 from train.preemption import StopFlag
 from train.profiler import StepProfiler
-from train.run import Progress, Run
-from train.run_folder import METRICS_NAME
+from train.run import Run
+from train.run_folder import METRICS_NAME, has_checkpoint
 from train.schedule import EarlyStopping, Schedule
 from train.teacher import Teacher
 from train.throughput import Throughput
 from train.tracking.console import Console
 from train.tracking.metrics_file import MetricsFile
-from train.tracking.mlflow_run import MlflowRun
 from train.update import Updater
 from train.validation import View, views_of
 
@@ -111,10 +110,11 @@ def build_run(
         stop=stop,
         clock=Throughput(ranks.world_size, device),
         console=console,
-        metrics=MetricsFile(folder / METRICS_NAME),
+        metrics=MetricsFile(folder / METRICS_NAME, console.say),
         profiler=StepProfiler(recipe.profile, folder, ranks.rank, device),
         price=price,
         budget=Budget(recipe.budget, price),
+        cadence=Cadence(recipe.checkpoint),
         window=torch.zeros(4, dtype=torch.float64, device=device),
     )
     train_part(run, run.schedule.trainable_at(0))
@@ -124,7 +124,7 @@ def build_run(
 
 def _start_of(config: ModelSection, folder: Path, ranks: Ranks) -> ModelSection:
     """A run that goes on has its weights: those it began with are not needed, and may be gone."""
-    goes_on = ranks.on_primary(lambda: bool(CheckpointStore(folder / "checkpoints").manifest().checkpoints))
+    goes_on = ranks.on_primary(lambda: has_checkpoint(folder))
     return config.model_copy(update={"pretrained": False, "checkpoint": None}) if goes_on else config
 
 
@@ -222,126 +222,3 @@ def _scaling(recipe: Recipe) -> str:
 def _sides(recipe: Recipe) -> str:
     """`64`, or `128 → 160 → 192` where the resolution grows."""
     return " → ".join(str(side) for side in recipe.data.resolutions.values())
-
-
-def resume_or_start(run: Run) -> bool:
-    """Go on from the newest whole checkpoint, or find a learning rate and begin; False on a signal."""
-    store = CheckpointStore(run.folder / "checkpoints")
-    name = run.ranks.on_primary(lambda: _latest_name(store, run.console))
-    state: dict[str, Any] | None = None
-    if name is not None:
-        state = torch.load(store.folder / name, map_location="cpu", weights_only=True)
-        load_state(run, state)
-    if run.ranks.is_primary:
-        run.metrics.cut_after(run.progress.step)
-        if state is None:
-            run.damage.start_over()
-        if run.recipe.tracking.mlflow:
-            run.mlflow = MlflowRun(
-                run.recipe.tracking,
-                run.recipe.run.folder,
-                run.folder.name,
-                run.progress.mlflow_run_id,
-                run.console.say,
-            )
-            run.mlflow.log_parameters(flatten(run.recipe.model_dump(mode="json")))
-            run.mlflow.set_tags(_tags(run))
-    if state is not None:
-        run.console.say(f"going on from {name}: epoch {run.progress.epoch + 1}, step {run.progress.step}")
-    elif run.recipe.lr_finder.enabled:
-        return run_lr_finder(run)
-    return True
-
-
-def _latest_name(store: CheckpointStore, console: Console) -> str | None:
-    latest = store.load_latest(console.say)
-    return None if latest is None else latest[0].name
-
-
-def load_state(run: Run, state: dict[str, Any]) -> None:
-    """Put a checkpoint into the parts of a run.
-
-    Raises:
-        ValueError: it was made with other classes.
-    """
-    if tuple(state["class_names"]) != run.manifest.class_names:
-        raise ValueError(
-            f"the checkpoint in {run.folder} was trained on other classes than {run.recipe.data.path} holds: "
-            "choose another run.name"
-        )
-    if state.get("data_identity") != run.data_identity:
-        raise ValueError(
-            f"the checkpoint in {run.folder} was trained on another version of {run.recipe.data.path} (its "
-            "samples or their order differ): choose another run.name, or go back to that data set"
-        )
-    run.model.load_state_dict(state["model"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.scaler.load_state_dict(state["scaler"])
-    run.schedule.load_state_dict(state["schedule"], run.optimizer)
-    if run.ema is not None:
-        run.ema.model.load_state_dict(state["ema"])
-        run.ema.num_updates = state["ema_updates"]
-    if run.early_stopping is not None:
-        run.early_stopping.load_state_dict(state["early_stopping"])
-    run.progress = Progress(**state["progress"])
-    run.skipped_before = run.progress.skipped_steps
-    if run.progress.stopped_because == "budget" and not run.budget.is_spent(run.elapsed_seconds):
-        run.progress.stopped_because = ""
-    if run.progress.num_steps and run.budget.seconds > run.progress.shortened_for_seconds:
-        run.progress.num_steps = 0  # a larger budget: what it holds is looked at again
-        run.schedule.restore_length()
-    if run.ranks.is_primary:  # a sum over ranks was saved: one rank takes it up
-        run.window += torch.tensor(state["window"], dtype=torch.float64, device=run.ranks.device)
-
-
-def run_lr_finder(run: Run) -> bool:
-    """Look for a learning rate, save curve and choice, and train with it where the recipe says so.
-
-    Returns:
-        False where a signal ended the search: nothing was trained, a new start begins again.
-    """
-    from train.lr_finder import find_learning_rate, save_result
-
-    recipe = run.recipe
-    result = find_learning_rate(
-        nn.Sequential(run.normalize, run.trained),
-        run.optimizer,
-        lambda output, labels: run.loss(output, Targets(labels))[0],
-        run.train_loader,
-        recipe.lr_finder,
-        resolution=recipe.data.resolution_at(0),
-        grad_accum_steps=recipe.data.accum_steps,
-        precision=run.precision,
-        ranks=run.ranks,
-        wants_to_stop=lambda: run.stop.is_raised,
-        clip=None if recipe.optimizer.clip is None else run.updater.clip,
-    )
-    if result is None:
-        return False
-    use = recipe.lr_finder.use and result.choice is not None
-    if use and result.choice is not None:
-        run.schedule.peak_lr = result.choice
-        set_peak_lr(run.optimizer, result.choice)
-    if run.ranks.is_primary:
-        save_result(result, run.folder, run.schedule.peak_lr)
-        found = "no choice" if result.choice is None else f"{result.choice:.3g}"
-        run.console.say(
-            f"learning-rate finder: {found} ({result.reason}); confidence {result.confidence}: "
-            f"{result.confidence_reason}\n  training with peak_lr {run.schedule.peak_lr:.3g}"
-            + ("" if use else " of the recipe")
-        )
-        if run.mlflow is not None:
-            run.mlflow.log_metrics({"peak_lr": run.schedule.peak_lr}, 0)
-            for name in ("lr_finder.png", "lr_finder.json"):
-                run.mlflow.log_file(run.folder / name)
-    return True
-
-
-def _tags(run: Run) -> dict[str, str]:
-    return {
-        "dataset": run.recipe.data.name,
-        "hardware": describe_hardware(run.ranks),
-        "run_folder": str(run.folder.resolve()),
-        "weights_at_start": run.recipe.weights_at_start,
-        "price": run.price.source if run.price else "",
-    }

@@ -4,78 +4,34 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
 from data_prep.storage import write_atomically
-from train.checkpoint import CHECKPOINT_VERSION, CheckpointEntry, CheckpointStore
-from train.config import dump_recipe
+from train.checkpoint import CheckpointEntry, CheckpointStore
 from train.models.build import num_parameters
 from train.preemption import StopFlag
 from train.reporting import log_validation
 from train.run import Run
 from train.run_folder import METRICS_NAME, SUMMARY_NAME, write_status
+from train.saving import END_SECONDS, SIGNAL_SECONDS, finish_writing, save
 from train.throughput import model_flops_utilization, peak_memory_bytes
 from train.tracking.console import Console
 from train.validation import ValidationResult
 
-SPOILT = (
-    "weights or statistics are non-finite at step {step}: lower optimizer.peak_lr, or use "
-    "precision.mode=fp32; the last checkpoint is from before that"
-)
-
-
-def save(run: Run, is_best: bool) -> None:
-    """Write a checkpoint; equal weights on all ranks, so the primary's are everyone's."""
-    window = run.ranks.sum(run.window.tolist())
-    run.progress.skipped_steps = run.skipped_before + int(run.updater.num_skipped)
-
-    def write() -> None:
-        weights = run.model.state_dict()
-        # Such weights must not replace good ones.
-        if not all(bool(value.isfinite().all()) for value in weights.values() if value.is_floating_point()):
-            raise RuntimeError(SPOILT.format(step=run.progress.step))
-        progress = asdict(run.progress) | {"elapsed_seconds": run.elapsed_seconds}
-        if run.mlflow is not None:
-            progress["mlflow_run_id"] = run.mlflow.run_id
-        state: dict[str, Any] = {
-            "version": CHECKPOINT_VERSION,
-            "model": weights,
-            "headline_weights": run.recipe.headline_weights,
-            "optimizer": run.optimizer.state_dict(),
-            "scaler": run.scaler.state_dict(),
-            "schedule": run.schedule.state_dict(),
-            "progress": progress,
-            "window": window,
-            "recipe": dump_recipe(run.recipe),
-            "data_identity": run.data_identity,
-            "class_names": list(run.manifest.class_names),
-            "mean": list(run.manifest.mean),
-            "std": list(run.manifest.std),
-        }
-        if run.ema is not None:
-            state |= {"ema": run.ema.model.state_dict(), "ema_updates": run.ema.num_updates}
-        if run.early_stopping is not None:
-            state["early_stopping"] = run.early_stopping.state_dict()
-        store = CheckpointStore(run.folder / "checkpoints")
-        store.save(state, run.progress.step, is_best, run.recipe.checkpoint.keep_last)
-
-    run.ranks.on_primary(write)
-
 
 def end_for_damage(run: Run) -> NoReturn:
     """Save before ending: what was learnt so far was learnt from intact samples."""
-    run.average_buffers()
     save(run, is_best=False)
+    finish_writing(run, SIGNAL_SECONDS)
     raise RuntimeError(run.damage.fault)
 
 
 def stop_in_good_order(run: Run, reason: str) -> None:
     """Save in mid-epoch and leave word that this run wants to be started again."""
     run.damage.gather()  # the next start may not meet them again
-    run.average_buffers()
     save(run, is_best=False)
+    finish_writing(run, SIGNAL_SECONDS)
     if run.ranks.is_primary:
         write_status(run.folder, "restart", reason)
         run.console.say(
@@ -89,6 +45,7 @@ def end_by_budget(run: Run, results: dict[str, ValidationResult]) -> dict[str, A
     """End a run whose budget is spent with all its figures; a larger budget goes on from here."""
     is_best = log_validation(run, results)
     save(run, is_best)
+    finish_writing(run, END_SECONDS)
     run.console.say(
         f"{run.budget.name} is spent at step {run.progress.step} of {run.num_steps}: raise it and run the "
         "same command to go on from there"
@@ -110,6 +67,7 @@ def finish_run(run: Run, stopped_because: str) -> dict[str, Any]:
         stopped_because: `finished`, `early stopping` or `budget`.
     """
     progress = run.progress
+    finish_writing(run, END_SECONDS)
     manifest = CheckpointStore(run.folder / "checkpoints").manifest()
     best = manifest.entry(manifest.best)
     summary = _summary(run, stopped_because, best)

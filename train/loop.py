@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from train.build_run import build_run, resume_or_start, set_training_mode, train_part
+from train.build_run import build_run, set_training_mode, train_part
 from train.clip import total_grad_norm
 from train.config import Recipe
 from train.data.batch import Batch, Targets
@@ -31,13 +31,15 @@ from train.ending import (
     end_for_damage,
     finish_run,
     leave_before_the_start,
-    save,
     stop_in_good_order,
 )
-from train.preemption import BUDGET, StopFlag
+from train.preemption import BUDGET, SPOILT, StopFlag
 from train.reporting import log_training, log_validation, say_shortening
+from train.resuming import resume_or_start
 from train.run import Run
 from train.sam import perturb, restore, without_running_statistics
+from train.saving import close_writer, finish_writing, save
+from train.startup import Startup
 from train.tracking.console import Console
 from train.validation import ValidationResult, count_topks, validate
 
@@ -57,6 +59,7 @@ def train(recipe: Recipe, folder: Path, ranks: Ranks) -> dict[str, Any] | None:
         RuntimeError: the loss became non-finite, or too many samples are damaged.
     """
     began = time.monotonic()  # what is rented costs from here on
+    startup = Startup()
     stop = StopFlag(ranks)
     stop.install()  # first of all: what follows takes seconds, and staging perhaps an hour
     console = Console(ranks.is_primary)
@@ -66,15 +69,17 @@ def train(recipe: Recipe, folder: Path, ranks: Ranks) -> dict[str, Any] | None:
     if data is None:
         leave_before_the_start(folder, stop, console)
         return None
+    startup.mark("data")
     run = build_run(recipe, folder, data, ranks, stop, console)
-    run.began = began
+    run.began, run.startup = began, startup
+    run.startup.mark("model")
     try:
         if not resume_or_start(run):
             leave_before_the_start(folder, stop, console)
             if run.mlflow is not None:
                 run.mlflow.finish("KILLED")
             return None
-        if recipe.run.preflight:
+        if recipe.run.preflight and run.progress.step == 0:
             say_preflight(run)
         while run.progress.epoch < run.num_epochs and not run.progress.stopped_because:
             reason = train_epoch(run)
@@ -92,6 +97,7 @@ def train(recipe: Recipe, folder: Path, ranks: Ranks) -> dict[str, Any] | None:
             # With several ranks the others are in the middle of a step: there the last checkpoint stands.
             run.damage.gather()
             save(run, is_best=False)
+        close_writer(run)
         if run.mlflow is not None:
             run.mlflow.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
@@ -125,25 +131,44 @@ def train_epoch(run: Run) -> str | None:
             with run.profiler.part("log"):
                 log_training(run)
                 run.damage.gather()
-        if run.ranks.is_primary and run.budget.is_spent(run.elapsed_seconds):
-            run.stop.raise_for(BUDGET)
-        reason = run.stop.agree(run.updater.gave_up) if run.damage.fault is None else DAMAGED_DATA
+        if run.ranks.is_primary:
+            ask_of_others(run)
+        reason, wants_save = run.stop.agree(run.updater.gave_up)
+        reason = DAMAGED_DATA if run.damage.fault is not None else reason
         if reason is not None:
             break
+        if wants_save or run.cadence.is_step(progress.step):
+            save(run, is_best=False)
     else:
         reason = run.stop.drain()
     book_time(run)
     if reason is not None and run.stop.drain() == "non-finite loss":
         reason = "non-finite loss"  # graver than a signal: there is nothing to gain from going on
+    if reason == "spoilt weights":
+        finish_writing(run, 0)  # says which, on all ranks
     if reason == "non-finite loss":
         limit = run.recipe.optimizer.max_skipped_steps + 1
         raise RuntimeError(NON_FINITE.format(step=progress.step, limit=limit))
     return reason
 
 
+def ask_of_others(run: Run) -> None:
+    """What the primary's clock and threads want of all ranks; they agree on it two steps later."""
+    assert run.writer is not None
+    if run.writer.fault is not None:
+        run.stop.raise_for(SPOILT)
+    if run.budget.is_spent(run.elapsed_seconds):
+        run.stop.raise_for(BUDGET)
+    if run.cadence.is_due():
+        run.cadence.restart()
+        run.stop.ask_for_save()
+
+
 def train_step(run: Run, micro_batches: list[Batch]) -> None:
     """One global batch: gradients of all micro-batches, one update."""
     progress, part = run.progress, run.profiler.part
+    if run.num_done == 0:
+        run.startup.mark("first batch")
     begin_phase(run)
     run.learning_rate = run.schedule.begin_step(run.optimizer, progress.step)
     run.updater.begin()
@@ -158,8 +183,18 @@ def train_step(run: Run, micro_batches: list[Batch]) -> None:
     progress.step += 1
     progress.samples_in_epoch += run.recipe.data.global_batch_size
     run.num_done += 1
+    if run.num_done == 1:
+        say_startup(run)
     if said := run.profiler.step(run.num_done):
         run.console.say(said)
+
+
+def say_startup(run: Run) -> None:
+    """Where the time went until the first step was done."""
+    if run.ranks.device.type == "cuda":
+        torch.cuda.synchronize()  # once a start
+    run.startup.mark("first step")
+    run.console.say(f"  first step {run.startup.describe()}")
 
 
 def compute_gradients(

@@ -29,7 +29,8 @@ def log_training(run: Run) -> None:
     run.window.zero_()
     progress, clock = run.progress, run.clock
     speed = clock.images_per_second
-    progress.skipped_steps = run.skipped_before + int(run.updater.num_skipped)
+    progress.skipped_steps = int(run.updater.num_skipped)
+    num_spikes = int(run.updater.spikes.num_spikes)
     utilization = model_flops_utilization(speed, run.flops_per_image, run.peak_flops, run.ranks.world_size)
     estimate = run.estimated_cost_usd
     row = {
@@ -43,6 +44,8 @@ def log_training(run: Run) -> None:
         "resolution": run.resolution,
         "grad_norm": float(run.updater.grad_norm),
         "skipped_steps": progress.skipped_steps or None,
+        "loss_spikes": num_spikes or None,
+        "loss_scale": run.scaler.get_scale() if run.scaler.is_enabled() else None,
         "images_per_second": speed,
         "data_wait_fraction": clock.data_wait_fraction,
         "mfu": utilization,
@@ -54,6 +57,7 @@ def log_training(run: Run) -> None:
     }
     write_row(run, row)
     skipped = f"  {progress.skipped_steps} steps skipped" if progress.skipped_steps else ""
+    skipped += f"  {num_spikes} loss spikes" if num_spikes else ""
     cost = "" if run.cost_usd is None else f"  ${run.cost_usd:.3f} of ~${estimate:.3f}"
     to_go = duration(run.remaining_seconds)
     run.console.progress(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from data_prep.manifest import Manifest
+from train.checkpoint import Cadence, CheckpointWriter
 from train.config import Recipe
 from train.cost import Budget, Price
 from train.damage import DamageLog
@@ -24,6 +25,7 @@ from train.loss import TrainingLoss
 from train.preemption import StopFlag
 from train.profiler import StepProfiler
 from train.schedule import EarlyStopping, Schedule
+from train.startup import Startup
 from train.teacher import Teacher
 from train.throughput import Throughput, flops_per_image, peak_flops
 from train.tracking.console import Console
@@ -93,12 +95,14 @@ class Run:
     profiler: StepProfiler
     price: Price | None
     budget: Budget
+    cadence: Cadence
     window: torch.Tensor  # sums since the last log line: loss, top-1, top-5, images; on the device
     progress: Progress = field(default_factory=Progress)
+    startup: Startup = field(default_factory=Startup)
+    writer: CheckpointWriter | None = None  # of the primary rank
     mlflow: MlflowRun | None = None
     learning_rate: float = 0.0  # of the current step
     num_done: int = 0  # steps of this start
-    skipped_before: int = 0  # steps that earlier starts skipped
     began: float = field(default_factory=time.monotonic)
     flops: dict[int, float | None] = field(default_factory=dict)  # resolution → FLOPs an image
 

@@ -79,7 +79,8 @@ def is_finished(folder: Path) -> bool:
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether a run of this folder has something to go on with."""
-    return any((folder / "checkpoints").glob("*.json"))
+    inside = folder / "checkpoints"
+    return any(inside.glob("*.json")) or any(inside.glob("step-*.pt"))
 
 
 def read_status(folder: Path) -> dict[str, Any]:

@@ -8,6 +8,8 @@ weights as they are where it is told to; another optimizer costs one wait for th
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -16,6 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from train.clip import clip_gradients, total_grad_norm
 from train.config import OptimizerSection
 from train.distributed import Ranks
+from train.loss_spike import LossSpikes
 
 FP16_SEARCH_STEPS = 25  # a gradient scaler may halve its scale as often as that before it counts
 
@@ -25,7 +28,8 @@ class Updater:
 
     Attributes:
         grad_norm: total norm of the last step's gradients before clipping, 0-dimensional on the device.
-        num_skipped: steps skipped since the start, 0-dimensional on the device.
+        num_skipped: steps skipped since the start of the run, 0-dimensional on the device.
+        spikes: the steps whose loss was far above the usual.
         gave_up: whether more steps in a row were skipped than allowed, 0-dimensional bool on the device.
     """
 
@@ -50,6 +54,7 @@ class Updater:
         self._skipped_in_a_row = torch.zeros((), device=ranks.device)
         self.num_skipped = torch.zeros((), device=ranks.device)
         self.grad_norm = torch.zeros((), device=ranks.device)
+        self.spikes = LossSpikes(config.loss_spike, ranks.device)
 
     @property
     def gave_up(self) -> torch.Tensor:
@@ -69,37 +74,56 @@ class Updater:
         with torch.no_grad():
             self._scaler.unscale_(self._optimizer)
             self.grad_norm = total_grad_norm(self._parameters)
-            failed = self._agreed_failure(loss)
+            failed, mean_loss = self._agreed(loss)
+            spike = self.spikes.look(mean_loss, failed)
             self.clip(self.grad_norm)
-        self._step(failed)
+        left_out = torch.maximum(failed, spike) if self.spikes.skips else failed
+        self._step(left_out)
         self._optimizer.zero_grad(set_to_none=True)
         self._skipped_in_a_row = (self._skipped_in_a_row + 1) * failed
-        self.num_skipped = self.num_skipped + failed
+        self.num_skipped = self.num_skipped + left_out
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run needs to skip, count and give up as if it had not been interrupted."""
+        return {
+            "num_skipped": self.num_skipped,
+            "skipped_in_a_row": self._skipped_in_a_row,
+            "spikes": self.spikes.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.num_skipped = state["num_skipped"].to(self.num_skipped)
+        self._skipped_in_a_row = state["skipped_in_a_row"].to(self._skipped_in_a_row)
+        self.spikes.load_state_dict(state["spikes"])
 
     def clip(self, total_norm: torch.Tensor | None = None) -> None:
         """Clip the gradients as the recipe has it; `total_norm` is theirs, where it is known."""
         if self._config.clip is not None:
             clip_gradients(self._parameters, self._config.clip, self._head, total_norm)
 
-    def _agreed_failure(self, loss: torch.Tensor) -> torch.Tensor:
-        """1.0 where any rank's loss or gradient is not finite, else 0.0; equal on all ranks."""
+    def _agreed(self, loss: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Whether any rank's loss or gradient is not finite (1.0, else 0.0), and the ranks' mean loss."""
         failed = (~(loss.detach().isfinite() & self.grad_norm.isfinite())).float()
-        if self._ranks.world_size > 1:
-            dist.all_reduce(failed, dist.ReduceOp.MAX)
-        return failed
+        if self._ranks.world_size == 1:
+            return failed, loss.detach()
+        # In one reduction; a loss that is not finite would spoil the sum.
+        both = torch.stack([failed, torch.where(failed > 0, torch.zeros_like(failed), loss.detach().float())])
+        dist.all_reduce(both)
+        return both[0].clamp(max=1.0), both[1] / self._ranks.world_size
 
-    def _step(self, failed: torch.Tensor) -> None:
+    def _step(self, left_out: torch.Tensor) -> None:
         if self._scaler.is_enabled():
-            self._scaler.step(
-                self._optimizer
-            )  # skips by itself: a loss that is not finite has such gradients
+            # Skips by itself what is not finite: a loss that is not has such gradients. Of spikes it knows
+            # nothing, so the host has to ask.
+            if not (self.spikes.skips and left_out.item()):
+                self._scaler.step(self._optimizer)
             self._scaler.update()
-            self._restore_statistics_where(failed)
-        elif failed.device.type != "cpu" and _skips_on_device(self._optimizer):
-            self._optimizer.found_inf = failed  # type: ignore[attr-defined]
+            self._restore_statistics_where(left_out)
+        elif left_out.device.type != "cpu" and _skips_on_device(self._optimizer):
+            self._optimizer.found_inf = left_out  # type: ignore[attr-defined]
             self._optimizer.step()
-            self._restore_statistics_where(failed)
-        elif not failed.item():
+            self._restore_statistics_where(left_out)
+        elif not left_out.item():
             self._optimizer.step()
         else:
             self._put_statistics(self._saved)

@@ -1,5 +1,6 @@
 """Checkpoints: what a run needs to go on, written so that no death of a process or machine loses it."""
 
+from train.checkpoint.cadence import Cadence
 from train.checkpoint.store import (
     BEST_NAME,
     BEST_WEIGHTS_NAME,
@@ -13,6 +14,7 @@ from train.checkpoint.store import (
     missing_keys,
     state_sha256,
 )
+from train.checkpoint.writer import CheckpointWriter
 
 __all__ = [
     "BEST_NAME",
@@ -20,9 +22,11 @@ __all__ = [
     "CHECKPOINT_KEYS",
     "CHECKPOINT_VERSION",
     "MANIFEST_NAME",
+    "Cadence",
     "CheckpointEntry",
     "CheckpointManifest",
     "CheckpointStore",
+    "CheckpointWriter",
     "load_checkpoint",
     "missing_keys",
     "state_sha256",

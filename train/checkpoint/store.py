@@ -3,11 +3,12 @@
     checkpoints/
       manifest.json         [{name, step, sha256, bytes}, …] and which one is best; written after the files
       step-00000560.pt      everything a run needs to go on
-      best.pt               the best one under a stable name (a hard link)
+      best.pt               the best one under a stable name (a copy)
       best.safetensors      its weights alone
 
 A file is written under a temporary name, flushed, renamed, and only then named in the manifest; old ones are
-deleted after that. Loaded with `weights_only=True`, after its checksum.
+deleted after that. No name is used twice as long as the manifest has it. Loaded with `weights_only=True`,
+after its checksum.
 
 Example:
     >>> store = CheckpointStore(Path("runs/demo/checkpoints"))
@@ -18,12 +19,16 @@ Example:
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import pickle
+import re
 import shutil
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -62,7 +67,11 @@ class CheckpointManifest(BaseModel):
 
 
 class CheckpointStore:
-    """The checkpoint folder of a run; only the primary rank writes to it."""
+    """The checkpoint folder of a run; only the primary rank writes to it, one thread at a time.
+
+    A process may die at any point of any method: what the manifest names is on the disk, whole, and nothing
+    that it names is ever overwritten or removed before a newer manifest is.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -81,74 +90,276 @@ class CheckpointStore:
         except ValidationError:
             raise ValueError(f"{path} is damaged: restore it, or name a checkpoint file directly") from None
 
-    def save(self, state: dict[str, Any], step: int, is_best: bool, keep_last: int) -> CheckpointEntry:
-        """Write `state`, announce it, then delete what is neither best nor among the last `keep_last`."""
+    def save(
+        self,
+        state: dict[str, Any],
+        step: int,
+        is_best: bool,
+        keep_last: int,
+        before_announcing: Callable[[], None] = lambda: None,
+    ) -> CheckpointEntry:
+        """Write `state`, announce it, then delete what is neither best nor among the last `keep_last`.
+
+        Args:
+            before_announcing: called when the file is durable and the manifest does not name it yet.
+
+        Raises:
+            OSError: it cannot be written (a full disk …); what was announced before still stands.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._remove_partials()
         manifest = self.manifest()
-        name = f"step-{step:08d}.pt"
-        entry = self._write(state, name, step)
-        others = [old for old in manifest.checkpoints if old.name != name]
-        best = name if is_best or (manifest.best is None) else manifest.best
-        kept = [old for old in others if old.name == best]
-        recent = [old for old in others if old.name != best][-(keep_last - 1) :] if keep_last > 1 else []
-        entries = sorted({*kept, *recent, entry}, key=lambda kept_entry: kept_entry.step)
-        announced = CheckpointManifest(checkpoints=tuple(entries), best=best)
-        write_atomically(self.folder / MANIFEST_NAME, (announced.model_dump_json(indent=2) + "\n").encode())
-        if best == name:
-            # The weights of which the headline speaks.
-            self._publish_best(name, state["ema" if state.get("headline_weights") == "ema" else "model"])
-        for orphan in self.folder.glob(".step-*.partial"):
-            orphan.unlink()  # of a crash in the middle of a save
-        for old in self.folder.glob("step-*.pt"):
-            if announced.entry(old.name) is None:
-                old.unlink()
+        entry = self._write(state, _free_name(manifest, step), step)
+        before_announcing()
+        entries = (*manifest.checkpoints, entry)
+        best = entry.name if is_best or manifest.best is None else manifest.best
+        self._announce(_pruned(CheckpointManifest(checkpoints=entries, best=best), keep_last))
+        if best == entry.name:
+            self.publish_best()
+        self.remove_unnamed()
         return entry
+
+    def _announce(self, manifest: CheckpointManifest) -> None:
+        content = manifest.model_dump_json(indent=2) + "\n"
+        write_atomically(self.folder / MANIFEST_NAME, content.encode())
+
+    def prune(self, keep_last: int) -> None:
+        """Keep the best and the last few: what a full disk leaves room for."""
+        self._announce(_pruned(self.manifest(), keep_last))
+        self._remove_partials()
+        self.remove_unnamed()
+
+    def remove_unnamed(self) -> None:
+        """Delete checkpoint files that the manifest does not name: pruned ones, and those of a crash."""
+        manifest = self.manifest()
+        for path in self.folder.glob("step-*.pt"):
+            if manifest.entry(path.name) is None:
+                path.unlink(missing_ok=True)
+
+    def _remove_partials(self) -> None:
+        for path in self.folder.glob(".*.partial"):
+            path.unlink(missing_ok=True)  # of a crash in the middle of a save
 
     def _write(self, state: dict[str, Any], name: str, step: int) -> CheckpointEntry:
         partial = self.folder / f".{name}.partial"
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        entry = CheckpointEntry(
-            name=name, step=step, sha256=sha256_file(partial), bytes=partial.stat().st_size
-        )
+        try:
+            with partial.open("wb") as file:
+                hashed = _HashedFile(file)
+                try:
+                    torch.save(state, cast(IO[bytes], hashed))
+                except Exception:
+                    if hashed.error is not None:
+                        raise hashed.error from None  # torch raises another one in its place
+                    raise
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            partial.unlink(missing_ok=True)  # a full disk needs the room
+            raise
+        size = partial.stat().st_size
+        entry = CheckpointEntry(name=name, step=step, sha256=hashed.digest.hexdigest(), bytes=size)
         partial.replace(self.folder / name)
         sync_folder(self.folder)
         return entry
 
-    def _publish_best(self, name: str, weights: dict[str, torch.Tensor]) -> None:
+    def publish_best(self) -> None:
+        """Make `best.pt` and `best.safetensors` what the manifest says; nothing where they are already.
+
+        They are copies, not links: so the best weights survive a damaged disk block, and each of the two
+        files can be mended from the other.
+        """
+        manifest = self.manifest()
+        entry = manifest.entry(manifest.best)
+        if entry is None:
+            return
+        source, copy = self.folder / entry.name, self.folder / BEST_NAME
+        if _is_whole(copy, entry):
+            if not _is_whole(source, entry):
+                self._copy(copy, source)
+        elif _is_whole(source, entry):
+            self._copy(source, copy)
+        else:
+            raise ValueError(
+                f"the best checkpoint, {source}, is damaged, and so is its copy {BEST_NAME}: "
+                f"{BEST_WEIGHTS_NAME} may still hold its weights"
+            )
+        self._publish_weights(entry)
+
+    def _publish_weights(self, entry: CheckpointEntry) -> None:
+        from safetensors import safe_open
         from safetensors.torch import save_file
 
-        link = self.folder / f".{BEST_NAME}.partial"
-        link.unlink(missing_ok=True)
-        try:
-            os.link(self.folder / name, link)
-        except OSError:
-            shutil.copyfile(self.folder / name, link)  # a file system without hard links
-        link.replace(self.folder / BEST_NAME)
-        partial = self.folder / f".{BEST_WEIGHTS_NAME}.partial"
-        save_file({key: value.contiguous().clone() for key, value in weights.items()}, partial)
-        partial.replace(self.folder / BEST_WEIGHTS_NAME)
-
-    def load_latest(self, say: Any = print) -> tuple[CheckpointEntry, dict[str, Any]] | None:
-        """The newest checkpoint that is whole, or None for a new run; names each one passed over."""
-        entries = sorted(self.manifest().checkpoints, key=lambda entry: entry.step, reverse=True)
-        for entry in entries:
+        path = self.folder / BEST_WEIGHTS_NAME
+        if path.is_file():
             try:
-                return entry, load_checkpoint(self.folder / entry.name)
-            except ValueError as error:
-                say(f"warning: {error}; trying the one before it")
-        if entries:
-            raise ValueError(f"none of the {len(entries)} checkpoints in {self.folder} is whole")
-        return None
+                with safe_open(path, "pt") as file:
+                    if (file.metadata() or {}).get("checkpoint_sha256") == entry.sha256:
+                        return
+            except Exception:  # damaged: made anew
+                pass
+        state = load_checkpoint(self.folder / entry.name)
+        # The weights of which the headline speaks.
+        weights = state["ema" if state.get("headline_weights") == "ema" else "model"]
+        partial = self.folder / f".{BEST_WEIGHTS_NAME}.partial"
+        save_file(
+            {key: value.contiguous() for key, value in weights.items()},
+            partial,
+            {"format": "pt", "checkpoint_sha256": entry.sha256},
+        )
+        _replace_durably(partial, path)
+
+    def _copy(self, source: Path, target: Path) -> None:
+        partial = self.folder / f".{target.name}.partial"
+        shutil.copyfile(source, partial)
+        _replace_durably(partial, target)
+
+    def latest(self, say: Callable[[str], Any] = print) -> CheckpointEntry | None:
+        """The newest checkpoint that is whole, or None for a new run.
+
+        Each one passed over is named, and no longer listed: a run that goes on from an older one will come by
+        the same steps again. A damaged best one is mended from its copy, a damaged manifest made anew.
+        """
+        try:
+            manifest = self.manifest()
+        except ValueError as error:
+            say(f"warning: {error}")
+            manifest = CheckpointManifest()
+        if not manifest.checkpoints:
+            manifest = self._rebuilt(say)
+        for position in range(len(manifest.checkpoints) - 1, -1, -1):
+            if self._is_usable(manifest.checkpoints[position], manifest, say):
+                break
+        else:
+            if not manifest.checkpoints:
+                return None
+            raise ValueError(f"none of the {len(manifest.checkpoints)} checkpoints in {self.folder} is whole")
+        used = manifest.checkpoints[: position + 1]
+        if used != manifest.checkpoints:
+            say(f"going on from {used[-1].name}, the newest that is whole")
+            best = manifest.best if any(entry.name == manifest.best for entry in used) else None
+            if best is None and (weights := self.folder / BEST_WEIGHTS_NAME).is_file():
+                # Another one will be the best; these weights may be all that is left of the former.
+                weights.replace(self.folder / f"former-{BEST_WEIGHTS_NAME}")
+            self._announce(CheckpointManifest(checkpoints=used, best=best))
+        return used[-1]
+
+    def _is_usable(
+        self, entry: CheckpointEntry, manifest: CheckpointManifest, say: Callable[[str], Any]
+    ) -> bool:
+        fault = _fault_of(self.folder / entry.name, entry)
+        if fault is None:
+            return True
+        say(f"warning: {fault}")
+        if entry.name != manifest.best or not _is_whole(self.folder / BEST_NAME, entry):
+            return False
+        self._copy(self.folder / BEST_NAME, self.folder / entry.name)
+        say(f"{entry.name} was mended from {BEST_NAME}, its copy")
+        return True
+
+    def _rebuilt(self, say: Callable[[str], Any]) -> CheckpointManifest:
+        """A manifest of the files that are there, where there is none; their own checksums are compared."""
+        entries = []
+        for path in sorted(self.folder.glob("step-*.pt"), key=_order):
+            if fault := _zip_fault(path):
+                say(f"warning: checkpoint {path} is damaged ({fault})")
+                continue
+            size = path.stat().st_size
+            entries.append(
+                CheckpointEntry(name=path.name, step=_order(path)[0], sha256=sha256_file(path), bytes=size)
+            )
+        if not entries:
+            return CheckpointManifest()
+        copy = self.folder / BEST_NAME
+        digest = sha256_file(copy) if copy.is_file() else ""
+        best = next((entry.name for entry in entries if entry.sha256 == digest), None)
+        manifest = CheckpointManifest(checkpoints=tuple(entries), best=best)
+        say(f"{self.folder / MANIFEST_NAME} was made anew from {len(entries)} checkpoint(s) beside it")
+        self._announce(manifest)
+        return manifest
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+class _HashedFile:
+    """What torch.save writes to: the SHA-256 comes with it, and the error of a write is kept."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        self.digest.update(content)
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _order(path: Path) -> tuple[int, int]:
+    """Step and number of `step-00000560-2.pt`; (-1, 0) for another name."""
+    match = re.fullmatch(r"step-(\d+)(?:-(\d+))?\.pt", path.name)
+    return (int(match[1]), int(match[2] or 1)) if match else (-1, 0)
+
+
+def _zip_fault(path: Path) -> str | None:
+    """What is wrong with the zip file that torch writes, by the checksums in it."""
+    if _order(path)[0] < 0:
+        return "its name is not one of ours"
+    try:
+        with zipfile.ZipFile(path) as file:
+            bad = file.testzip()
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        return str(error) or type(error).__name__
+    return f"{bad} in it does not fit its checksum" if bad else None
+
+
+def _free_name(manifest: CheckpointManifest, step: int) -> str:
+    """`step-00000560.pt`, or `-2` where one of the same step is named already: before a validation, say."""
+    names = (f"step-{step:08d}{f'-{number}' if number > 1 else ''}.pt" for number in itertools.count(1))
+    return next(name for name in names if manifest.entry(name) is None)
+
+
+def _pruned(manifest: CheckpointManifest, keep_last: int) -> CheckpointManifest:
+    last = manifest.checkpoints[-keep_last:]
+    kept = [entry for entry in manifest.checkpoints if entry in last or entry.name == manifest.best]
+    return CheckpointManifest(checkpoints=tuple(kept), best=manifest.best)
+
+
+def _replace_durably(partial: Path, path: Path) -> None:
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+    sync_folder(path.parent)
+
+
+def _is_whole(path: Path, entry: CheckpointEntry) -> bool:
+    return _fault_of(path, entry) is None
+
+
+def _fault_of(path: Path, entry: CheckpointEntry) -> str | None:
+    """What is wrong with a file that should hold `entry`."""
+    try:
+        size = path.stat().st_size
+        if size != entry.bytes:
+            return f"checkpoint {path} is truncated: {size:,} bytes instead of {entry.bytes:,}"
+        if sha256_file(path) != entry.sha256:
+            return f"checkpoint {path} is damaged: its SHA-256 is not the one it was saved with"
+    except FileNotFoundError:
+        return f"checkpoint {path} is missing"
+    except OSError as error:
+        return f"checkpoint {path} cannot be read ({error.strerror})"
+    return None
+
+
+def load_checkpoint(path: Path, check_sha256: bool = True) -> dict[str, Any]:
     """Read a checkpoint onto the CPU, checked against the manifest beside it where there is one.
 
     Args:
         path: a checkpoint file, or a run folder (its best checkpoint).
+        check_sha256: not where it was just done; what is no checkpoint is refused all the same.
 
     Raises:
         ValueError: missing, truncated, damaged, or no checkpoint of this project.
@@ -158,7 +369,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         path = inside / BEST_NAME
     if not path.is_file():
         raise ValueError(f"checkpoint {path} does not exist")
-    _check_against_manifest(path)
+    if check_sha256:
+        _check_against_manifest(path)
     try:
         # weights_only: a checkpoint may come from anybody, and a pickle can run code.
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -182,17 +394,11 @@ def _check_against_manifest(path: Path) -> None:
     manifest = CheckpointStore(path.parent).manifest()
     is_best = path.name == BEST_NAME
     entry = manifest.entry(manifest.best if is_best else path.name)
-    if entry is None:
+    if entry is None or (fault := _fault_of(path, entry)) is None:
         return
-    size = path.stat().st_size
-    digest = sha256_file(path) if size == entry.bytes or is_best else ""
-    if digest == entry.sha256:
-        return
-    if is_best and digest in {old.sha256 for old in manifest.checkpoints}:
-        return  # a crash between manifest and link left the former best one here, which is whole
-    if size != entry.bytes:
-        raise ValueError(f"checkpoint {path} is truncated: {size:,} bytes instead of {entry.bytes:,}")
-    raise ValueError(f"checkpoint {path} is damaged: its SHA-256 is not the one it was saved with")
+    if is_best and any(_is_whole(path, old) for old in manifest.checkpoints):
+        return  # a crash between manifest and copy left the former best one here, which is whole
+    raise ValueError(fault)
 
 
 def state_sha256(weights: dict[str, torch.Tensor]) -> str:

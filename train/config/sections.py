@@ -160,6 +160,13 @@ class SamSection(Section):
     rho: float = Field(default=0.05, gt=0)
 
 
+class LossSpikeSection(Section):
+    """What is done about a step whose loss lies far above the last ones'."""
+
+    action: Literal["report", "skip"] = "report"  # skip: weights and statistics stay as they were
+    deviations: float = Field(default=8.0, gt=1)  # standard deviations above the moving average
+
+
 class OptimizerSection(Section):
     """An optimizer by timm's name. Norms and biases are not decayed, found by the type of their module."""
 
@@ -177,6 +184,7 @@ class OptimizerSection(Section):
     clip: ClipSection | None = None
     sam: SamSection | None = None
     max_skipped_steps: int = Field(default=3, ge=0)  # in a row, for a non-finite loss or gradient
+    loss_spike: LossSpikeSection = LossSpikeSection()
 
     @model_validator(mode="after")
     def _one_kind_of_groups(self) -> OptimizerSection:

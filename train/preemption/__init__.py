@@ -4,9 +4,10 @@ from train.preemption.stop_flag import (
     BUDGET,
     READ_AFTER_STEPS,
     REBALANCE,
+    SPOILT,
     SPOT,
     TAKEN_OVER,
     StopFlag,
 )
 
-__all__ = ["BUDGET", "READ_AFTER_STEPS", "REBALANCE", "SPOT", "TAKEN_OVER", "StopFlag"]
+__all__ = ["BUDGET", "READ_AFTER_STEPS", "REBALANCE", "SPOILT", "SPOT", "TAKEN_OVER", "StopFlag"]

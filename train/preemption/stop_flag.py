@@ -7,8 +7,7 @@ Example:
     >>> stop = StopFlag(ranks)
     >>> stop.install()
     >>> for step in range(num_steps):
-    ...     reason = stop.agree(gave_up)
-    ...     if reason is not None: break
+    ...     if stop.agree(gave_up).reason is not None: break
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from __future__ import annotations
 import signal
 from collections import deque
 from types import FrameType
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -25,7 +25,7 @@ from train.distributed import Ranks
 READ_AFTER_STEPS = 2
 
 # A number travels; all ranks know its meaning, and the largest wins.
-REBALANCE, USER_SIGNAL, INTERRUPT, TERMINATE, SPOT, BUDGET, TAKEN_OVER, NON_FINITE = range(1, 9)
+REBALANCE, USER_SIGNAL, INTERRUPT, TERMINATE, SPOT, BUDGET, TAKEN_OVER, SPOILT, NON_FINITE = range(1, 10)
 REASONS = {
     REBALANCE: "rebalance recommendation",
     USER_SIGNAL: "SIGUSR1",
@@ -34,11 +34,20 @@ REASONS = {
     SPOT: "spot interruption notice",
     BUDGET: "budget",
     TAKEN_OVER: "taken over",
+    SPOILT: "spoilt weights",
     NON_FINITE: "non-finite loss",
 }
+CODES = {words: number for number, words in REASONS.items()}
 SIGNALS = {signal.SIGUSR1: USER_SIGNAL, signal.SIGINT: INTERRUPT, signal.SIGTERM: TERMINATE}
 
 Pending = tuple[torch.Tensor, "dist.Work | torch.cuda.Event | None"]
+
+
+class Agreed(NamedTuple):
+    """What all ranks do after a step: stop for a reason, save, or neither."""
+
+    reason: str | None
+    save: bool
 
 
 class StopFlag:
@@ -47,6 +56,7 @@ class StopFlag:
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
         self._raised = 0
+        self._wants_save = False
         self._pending: deque[Pending] = deque()
 
     @property
@@ -73,43 +83,54 @@ class StopFlag:
         """Ask all ranks to stop, for one of REASONS; one rank is enough. From any thread."""
         self._raised = max(self._raised, reason)
 
-    def agree(self, gave_up: torch.Tensor) -> str | None:
-        """Call once a step on every rank; the reason to stop, on all ranks at the same step, or None.
+    def ask_for_save(self) -> None:
+        """Ask all ranks for a checkpoint between two steps; one rank is enough. From any thread."""
+        self._wants_save = True
+
+    def agree(self, gave_up: torch.Tensor) -> Agreed:
+        """Call once a step on every rank; what to do now, the same on all ranks at the same step.
 
         Args:
             gave_up: whether too many steps were skipped: bool, 0-dimensional on the device.
         """
         self._pending.append(self._launch(gave_up))
         if len(self._pending) <= READ_AFTER_STEPS:
-            return None
-        return REASONS.get(_read(self._pending.popleft()))
+            return Agreed(None, False)
+        return _read(self._pending.popleft())
 
     def _launch(self, gave_up: torch.Tensor) -> Pending:
-        # Decided on the device: asking the host about the loss would stall the step.
-        raised = torch.full_like(gave_up, self._raised, dtype=torch.int32)
-        flag = torch.where(gave_up, NON_FINITE, raised).reshape(1)
+        wants_save = self._wants_save
+        if wants_save:  # else a thread may be asking at this very moment
+            self._wants_save = False
+        asked = torch.tensor([self._raised, int(wants_save)], dtype=torch.int32)
         if self._ranks.device.type != "cuda":
+            if gave_up:
+                asked[0] = NON_FINITE
             several = self._ranks.world_size > 1
-            return flag, dist.all_reduce(flag, dist.ReduceOp.MAX, async_op=True) if several else None
+            return asked, dist.all_reduce(asked, dist.ReduceOp.MAX, async_op=True) if several else None
+        # Decided on the device: asking the host about the loss would stall the step.
+        flags = asked.pin_memory().to(self._ranks.device, non_blocking=True)
+        flags[0] = torch.where(gave_up, NON_FINITE, flags[0])
         if self._ranks.world_size > 1:
-            dist.all_reduce(flag, dist.ReduceOp.MAX)
-        on_host = torch.empty(1, dtype=torch.int32, pin_memory=True)
-        on_host.copy_(flag, non_blocking=True)
+            dist.all_reduce(flags, dist.ReduceOp.MAX)
+        on_host = torch.empty(2, dtype=torch.int32, pin_memory=True)
+        on_host.copy_(flags, non_blocking=True)
         event = torch.cuda.Event()
         event.record()
         return on_host, event
 
     def drain(self) -> str | None:
         """Read all that is under way; the gravest reason among it, or None."""
-        codes = [_read(pending) for pending in self._pending]
+        found = [_read(pending).reason for pending in self._pending]
         self._pending.clear()
-        return REASONS.get(max(codes, default=0))
+        return max(found, key=lambda reason: CODES.get(reason or "", 0), default=None)
 
 
-def _read(pending: Pending) -> int:
-    flag, done = pending
+def _read(pending: Pending) -> Agreed:
+    flags, done = pending
     if isinstance(done, torch.cuda.Event):
         done.synchronize()
     elif done is not None:
         done.wait()
-    return int(flag.item())
+    reason, wants_save = flags.tolist()
+    return Agreed(REASONS.get(reason), wants_save > 0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,19 @@ from data_prep.storage import write_atomically
 
 
 class MetricsFile:
-    """Appends rows; fields without a value are left out."""
+    """Appends rows; fields without a value are left out.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    A disk that takes no row costs a warning: the rows wait in memory, and are written with the next one.
+
+    Attributes:
+        num_rows: rows of the run so far; a checkpoint remembers it.
+    """
+
+    def __init__(self, path: Path, say: Callable[[str], Any] = print) -> None:
+        self._path, self._say = path, say
+        self._waiting: list[str] = []
+        self._is_failing = False
+        self.num_rows = 0
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one row.
@@ -27,15 +38,53 @@ class MetricsFile:
             for key, value in row.items()
             if _has_value(value)
         }
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(kept) + "\n")
+        self._waiting.append(json.dumps(kept) + "\n")
+        self.num_rows += 1
+        try:
+            self._write()
+        except OSError as error:
+            if not self._is_failing:
+                self._say(f"warning: {self._path} takes no rows ({error.strerror}); they are kept in memory")
+            self._is_failing = True
+        else:
+            if self._is_failing:
+                self._say(f"{self._path} takes rows again, none is lost")
+            self._is_failing = False
 
-    def cut_after(self, step: int) -> None:
-        """Drop rows later than `step`: the resumed run writes them again."""
+    def _write(self) -> None:
+        content = "".join(self._waiting).encode()
+        if not content:
+            return
+        file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            before = os.fstat(file).st_size
+            if os.write(file, content) < len(content):
+                os.ftruncate(file, before)  # a disk that became full in the middle of it
+                raise OSError(28, "No space left on device")
+            self._waiting = []
+        finally:
+            os.close(file)
+
+    def sync(self) -> None:
+        """Make all rows durable: no checkpoint may be, whose rows are not.
+
+        Raises:
+            OSError: the disk does not take them.
+        """
+        # A copy: the training thread may append meanwhile, and tries again by itself.
+        if self._waiting:
+            raise OSError(28, "No space left on device")
+        if self._path.exists():
+            with self._path.open("rb") as file:
+                os.fsync(file.fileno())
+
+    def cut_to(self, num_rows: int) -> None:
+        """Keep the first rows only: the resumed run writes the others again."""
         if not self._path.exists():
             return
-        rows = [row for row in read_metrics(self._path) if row.get("step", 0) <= step]
+        rows = read_metrics(self._path)[:num_rows]
         write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        self.num_rows = len(rows)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

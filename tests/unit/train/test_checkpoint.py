@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 import pickle
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import train.checkpoint as checkpoint_module
-from train.checkpoint import CheckpointStore, load_checkpoint, state_sha256
+from train.checkpoint import (
+    CheckpointEntry,
+    CheckpointStore,
+    CheckpointWriter,
+    load_checkpoint,
+    state_sha256,
+)
+from train.checkpoint import store as store_module
 
 
 def state(step: int) -> dict[str, Any]:
@@ -25,6 +35,19 @@ def filled_store(folder: Path, best: int = 2, last: int = 5, keep_last: int = 2)
     return store
 
 
+def latest_step(store: CheckpointStore, said: list[str] | None = None) -> int:
+    latest = store.latest(print if said is None else said.append)
+    assert latest is not None
+    assert load_checkpoint(store.folder / latest.name)["step"] == latest.step
+    return latest.step
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 def test_best_and_last_are_kept(tmp_path: Path) -> None:
     store = filled_store(tmp_path)
     assert [entry.step for entry in store.manifest().checkpoints] == [2, 4, 5]
@@ -34,8 +57,7 @@ def test_best_and_last_are_kept(tmp_path: Path) -> None:
         "step-00000005.pt",
     ]
     assert load_checkpoint(tmp_path / "best.pt")["step"] == 2
-    latest = store.load_latest()
-    assert latest is not None and latest[1]["step"] == 5
+    assert latest_step(store) == 5
     from safetensors.torch import load_file
 
     assert torch.equal(load_file(tmp_path / "best.safetensors")["weight"], state(2)["model"]["weight"])
@@ -43,14 +65,67 @@ def test_best_and_last_are_kept(tmp_path: Path) -> None:
 
 def test_damaged_last_is_named_and_the_one_before_is_used(tmp_path: Path) -> None:
     store = filled_store(tmp_path)
-    path = tmp_path / "step-00000005.pt"
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    flip(tmp_path / "step-00000005.pt")
     said: list[str] = []
-    latest = store.load_latest(said.append)
-    assert latest is not None and latest[1]["step"] == 4
-    assert len(said) == 1 and "step-00000005.pt is damaged" in said[0]
+    assert latest_step(store, said) == 4
+    assert "step-00000005.pt is damaged" in said[0] and "going on from step-00000004.pt" in said[1]
+    # Not listed any more: what is saved from here on is newer than what is damaged.
+    store.save(state(5), 5, is_best=False, keep_last=2)
+    assert latest_step(store) == 5 and [e.step for e in store.manifest().checkpoints] == [2, 4, 5]
+
+
+def test_truncated_and_missing_last_ones_are_passed_over(tmp_path: Path) -> None:
+    store = filled_store(tmp_path, keep_last=3)
+    os.truncate(tmp_path / "step-00000005.pt", 100)
+    (tmp_path / "step-00000004.pt").unlink()
+    said: list[str] = []
+    assert latest_step(store, said) == 3
+    assert "is truncated: 100 bytes instead of" in said[0] and "is missing" in said[1]
+
+
+def test_damaged_best_is_mended_from_its_copy_and_the_other_way(tmp_path: Path) -> None:
+    store = filled_store(tmp_path, best=5)
+    flip(tmp_path / "step-00000005.pt")
+    said: list[str] = []
+    assert latest_step(store, said) == 5 and "was mended from best.pt" in said[1]
+    flip(tmp_path / "best.pt")
+    with pytest.raises(ValueError, match="damaged"):
+        load_checkpoint(tmp_path / "best.pt")
+    store.publish_best()
+    assert load_checkpoint(tmp_path / "best.pt")["step"] == 5
+
+
+def test_weights_of_a_best_one_that_is_lost_are_not_overwritten(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    store = filled_store(tmp_path, best=5)
+    for name in ("step-00000005.pt", "best.pt"):
+        flip(tmp_path / name)
+    assert latest_step(store) == 4
+    store.save(state(6), 6, is_best=False, keep_last=2)
+    assert float(load_file(tmp_path / "former-best.safetensors")["weight"][0, 0]) == 5
+
+
+@pytest.mark.parametrize("damage", ["missing", "half"])
+def test_manifest_is_made_anew_from_the_files(tmp_path: Path, damage: str) -> None:
+    store = filled_store(tmp_path)
+    path = tmp_path / "manifest.json"
+    path.unlink() if damage == "missing" else os.truncate(path, 50)
+    flip(tmp_path / "step-00000005.pt")
+    said: list[str] = []
+    assert latest_step(store, said) == 4
+    assert any("step-00000005.pt is damaged" in line for line in said) and "was made anew" in said[-1]
+    assert store.manifest().best == "step-00000002.pt"
+
+
+def test_two_of_the_same_step_never_share_a_file(tmp_path: Path) -> None:
+    store = filled_store(tmp_path, last=3)
+    first = (tmp_path / "step-00000003.pt").read_bytes()
+    store.save(state(3) | {"validated": True}, 3, is_best=True, keep_last=2)
+    assert (tmp_path / "step-00000003.pt").read_bytes() == first
+    latest = store.latest()
+    assert latest is not None and load_checkpoint(tmp_path / latest.name)["validated"]
+    assert load_checkpoint(tmp_path / "best.pt")["validated"]
 
 
 def test_truncated_checkpoint_is_one_sentence(tmp_path: Path) -> None:
@@ -67,31 +142,93 @@ def test_truncated_checkpoint_is_one_sentence(tmp_path: Path) -> None:
 
 def test_all_damaged_is_an_error_and_not_a_fresh_start(tmp_path: Path) -> None:
     store = filled_store(tmp_path)
-    for path in tmp_path.glob("step-*.pt"):
+    for path in tmp_path.glob("*.pt"):
         os.truncate(path, 10)
     with pytest.raises(ValueError, match="none of the 3 checkpoints"):
-        store.load_latest(lambda line: None)
+        store.latest(lambda line: None)
 
 
-@pytest.mark.parametrize("point", ["write_atomically", "_publish_best", "_write"])
-def test_crash_while_saving_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+class Writer:
+    """A writer that remembers what it said."""
+
+    def __init__(self, folder: Path, keep_last: int = 2) -> None:
+        self.said: list[str] = []
+        self.store = CheckpointStore(folder)
+        self.writer = CheckpointWriter(self.store, keep_last, self.said.append)
+
+
+def test_what_changes_right_after_the_call_is_not_in_the_file(tmp_path: Path) -> None:
+    """The race: training changes weights, and lists of its state, while they are written."""
+    writer = Writer(tmp_path).writer
+    weights = torch.zeros(1000, 1000)
+    memory = [1, 2, 3]
+    for step in range(1, 6):
+        weights.fill_(step)
+        writer.submit(
+            {"version": 1, "model": {"weight": weights}, "memory": memory, "ids": {"a": [step]}}, step, False
+        )
+        weights.fill_(-1)
+        memory.append(step)
+        writer.finish(20)
+        saved = load_checkpoint(tmp_path / f"step-{step:08d}.pt")
+        assert bool((saved["model"]["weight"] == step).all())
+        assert saved["memory"] == [1, 2, 3, *range(1, step)] and saved["ids"] == {"a": [step]}
+    assert len(writer._pool._free) == 1  # memory is used again
+
+
+def test_the_newest_wins_and_the_best_is_kept_where_the_writer_is_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = filled_store(tmp_path, best=3, last=3)
+    go_on = threading.Event()
+    plain = CheckpointStore._write
 
-    def crash(*arguments: object) -> None:
-        raise KeyboardInterrupt
+    def slow(*arguments: Any) -> CheckpointEntry:
+        go_on.wait(20)
+        return plain(*arguments)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(checkpoint_module if point == "write_atomically" else CheckpointStore, point, crash)
-        store.save(state(4), 4, is_best=True, keep_last=2)
-    latest = store.load_latest()
-    assert latest is not None and latest[1]["step"] in (3, 4)
-    # Between manifest and link, best.pt is the former best one: whole all the same.
-    assert load_checkpoint(tmp_path / "best.pt")["step"] in (3, 4)
-    store.save(state(5), 5, is_best=False, keep_last=2)
-    latest = store.load_latest()
-    assert latest is not None and latest[1]["step"] == 5
+    monkeypatch.setattr(CheckpointStore, "_write", slow)
+    case = Writer(tmp_path, keep_last=9)
+    for step in (1, 2, 3, 4, 5):
+        case.writer.submit(state(step), step, is_best=step == 3)
+        if step == 1:
+            while not case.writer._is_busy:
+                time.sleep(0.01)
+    go_on.set()
+    case.writer.finish(20)
+    assert [entry.step for entry in case.store.manifest().checkpoints] == [1, 3, 5]
+    assert load_checkpoint(tmp_path / "best.pt")["step"] == 3
+
+
+def test_disk_that_is_full_costs_a_warning_until_it_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Writer(tmp_path)
+    case.writer.submit(state(1), 1, True)
+    case.writer.finish(20)
+
+    def full(*arguments: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module._HashedFile, "write", full)
+        case.writer.submit(state(2), 2, True)
+        with pytest.raises(RuntimeError, match=r"is full: free some space; that of step 1 stands"):
+            case.writer.finish(0.5)
+    assert "step 2 was not written" in case.said[0] and load_checkpoint(tmp_path / "best.pt")["step"] == 1
+    case.writer.submit(state(3), 3, False)
+    case.writer.finish(20)  # the best one was not forgotten
+    assert [e.step for e in case.store.manifest().checkpoints] == [2, 3]
+    assert load_checkpoint(tmp_path / "best.pt")["step"] == 2
+
+
+def test_spoilt_weights_replace_nothing_and_are_a_fault(tmp_path: Path) -> None:
+    case = Writer(tmp_path)
+    case.writer.submit(state(1), 1, True)
+    case.writer.finish(20)
+    case.writer.submit({"version": 1, "model": {"weight": torch.tensor([1.0, math.nan])}}, 2, True)
+    with pytest.raises(RuntimeError, match="non-finite at step 2"):
+        case.writer.finish(20)
+    assert case.writer.fault is not None and latest_step(case.store) == 1
 
 
 def test_hostile_pickle_is_not_run(tmp_path: Path) -> None:

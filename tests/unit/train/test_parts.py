@@ -90,7 +90,8 @@ def test_metrics_rows_leave_out_what_they_lack(tmp_path: Path) -> None:
     for step in (10, 20, 30):
         file.append({"step": step, "loss": 0.123456789, "top1": None, "top5": float("nan")})
     assert read_metrics(tmp_path / "metrics.jsonl")[0] == {"step": 10, "loss": 0.123457}
-    file.cut_after(20)
+    assert file.num_rows == 3
+    file.cut_to(2)
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 40, "lo')  # a crash
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [10, 20]

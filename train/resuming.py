@@ -1,0 +1,154 @@
+"""Taking a run up where its newest whole checkpoint left it, or beginning it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from typing import Any
+
+from torch import nn
+
+from train.checkpoint import CheckpointStore, CheckpointWriter, load_checkpoint
+from train.config import flatten
+from train.data.batch import Targets
+from train.distributed import describe_hardware
+from train.optim import set_peak_lr
+from train.run import Progress, Run
+from train.saving import load_rank_state
+from train.tracking.mlflow_run import MlflowRun
+
+
+def resume_or_start(run: Run) -> bool:
+    """Go on from the newest whole checkpoint, or find a learning rate and begin; False on a signal."""
+    store = CheckpointStore(run.folder / "checkpoints")
+    name = run.ranks.on_primary(lambda: _latest_name(store, run))
+    state: dict[str, Any] | None = None
+    if name is not None:
+        state = load_checkpoint(store.folder / name, check_sha256=False)
+        load_state(run, state)
+    run.startup.mark("checkpoint")
+    if run.ranks.is_primary:
+        run.metrics.cut_to(0 if state is None else state["num_metrics_rows"])
+        if state is None:
+            run.damage.start_over()
+        run.writer = CheckpointWriter(
+            store, run.recipe.checkpoint.keep_last, run.console.say, run.metrics.sync
+        )
+        if run.recipe.tracking.mlflow:
+            run.mlflow = MlflowRun(
+                run.recipe.tracking,
+                run.recipe.run.folder,
+                run.folder.name,
+                run.progress.mlflow_run_id,
+                run.console.say,
+            )
+            run.mlflow.log_parameters(flatten(run.recipe.model_dump(mode="json")))
+            run.mlflow.set_tags(_tags(run))
+    if state is not None:
+        restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        again = f" (restart {restarts} by torchrun)" if restarts else ""
+        run.console.say(
+            f"going on from {name}: epoch {run.progress.epoch + 1}, step {run.progress.step}{again}"
+        )
+    elif run.recipe.lr_finder.enabled:
+        return run_lr_finder(run)
+    return True
+
+
+def _latest_name(store: CheckpointStore, run: Run) -> str | None:
+    latest = store.latest(run.console.say)
+    return None if latest is None else latest.name
+
+
+def load_state(run: Run, state: dict[str, Any]) -> None:
+    """Put a checkpoint into the parts of a run.
+
+    Raises:
+        ValueError: it was made with other classes, other data, or by an earlier version.
+    """
+    if tuple(state["class_names"]) != run.manifest.class_names:
+        raise ValueError(
+            f"the checkpoint in {run.folder} was trained on other classes than {run.recipe.data.path} holds: "
+            "choose another run.name"
+        )
+    if state.get("data_identity") != run.data_identity:
+        raise ValueError(
+            f"the checkpoint in {run.folder} was trained on another version of {run.recipe.data.path} (its "
+            "samples or their order differ): choose another run.name, or go back to that data set"
+        )
+    if "rank_states" not in state:
+        raise ValueError(
+            f"the checkpoint in {run.folder} was written by an earlier version and cannot be gone on with: "
+            "choose another run.name, and begin with its weights (model.checkpoint)"
+        )
+    run.model.load_state_dict(state["model"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.scaler.load_state_dict(state["scaler"])
+    run.schedule.load_state_dict(state["schedule"], run.optimizer)
+    run.updater.load_state_dict(state["updater"])
+    if run.ema is not None:
+        run.ema.model.load_state_dict(state["ema"])
+        run.ema.num_updates = state["ema_updates"]
+    if run.early_stopping is not None:
+        run.early_stopping.load_state_dict(state["early_stopping"])
+    known = {field.name for field in fields(Progress)}
+    run.progress = Progress(**{name: value for name, value in state["progress"].items() if name in known})
+    load_rank_state(run, state["rank_states"])
+    if run.progress.stopped_because == "budget" and not run.budget.is_spent(run.elapsed_seconds):
+        run.progress.stopped_because = ""
+    if run.progress.num_steps and run.budget.seconds > run.progress.shortened_for_seconds:
+        run.progress.num_steps = 0  # a larger budget: what it holds is looked at again
+        run.schedule.restore_length()
+
+
+def run_lr_finder(run: Run) -> bool:
+    """Look for a learning rate, save curve and choice, and train with it where the recipe says so.
+
+    Returns:
+        False where a signal ended the search: nothing was trained, a new start begins again.
+    """
+    from train.lr_finder import find_learning_rate, save_result
+
+    recipe = run.recipe
+    result = find_learning_rate(
+        nn.Sequential(run.normalize, run.trained),
+        run.optimizer,
+        lambda output, labels: run.loss(output, Targets(labels))[0],
+        run.train_loader,
+        recipe.lr_finder,
+        resolution=recipe.data.resolution_at(0),
+        grad_accum_steps=recipe.data.accum_steps,
+        precision=run.precision,
+        ranks=run.ranks,
+        wants_to_stop=lambda: run.stop.is_raised,
+        clip=None if recipe.optimizer.clip is None else run.updater.clip,
+    )
+    if result is None:
+        return False
+    use = recipe.lr_finder.use and result.choice is not None
+    if use and result.choice is not None:
+        run.schedule.peak_lr = result.choice
+        set_peak_lr(run.optimizer, result.choice)
+    if run.ranks.is_primary:
+        save_result(result, run.folder, run.schedule.peak_lr)
+        found = "no choice" if result.choice is None else f"{result.choice:.3g}"
+        run.console.say(
+            f"learning-rate finder: {found} ({result.reason}); confidence {result.confidence}: "
+            f"{result.confidence_reason}\n  training with peak_lr {run.schedule.peak_lr:.3g}"
+            + ("" if use else " of the recipe")
+        )
+        if run.mlflow is not None:
+            run.mlflow.log_metrics({"peak_lr": run.schedule.peak_lr}, 0)
+            for name in ("lr_finder.png", "lr_finder.json"):
+                run.mlflow.log_file(run.folder / name)
+    return True
+
+
+def _tags(run: Run) -> dict[str, str]:
+    return {
+        "dataset": run.recipe.data.name,
+        "hardware": describe_hardware(run.ranks),
+        "run_folder": str(run.folder.resolve()),
+        "weights_at_start": run.recipe.weights_at_start,
+        "price": run.price.source if run.price else "",
+    }
