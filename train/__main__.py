@@ -2,6 +2,7 @@
 
 python -m train check configs/demo.yaml data.path=data/intel
 torchrun --nproc-per-node=2 -m train configs/demo.yaml data.path=data/intel optimizer.peak_lr=0.1
+torchrun --nproc-per-node=2 --max-restarts=3 -m train RECIPE … # goes on by itself when a rank dies
 python -m train logs                      # refresh the table of logs.md from MLflow
 """
 
@@ -28,6 +29,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("recipe", type=Path, help="a YAML file of configs/")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument(
+        "--fork",
+        action="store_true",
+        help="with a changed recipe: go on from the run's newest checkpoint under the name NAME-fork",
+    )
     only_check = words[:1] == ["check"]
     if only_check:
         parser.add_argument("--nproc-per-node", type=int, help="ranks that torchrun will start")
@@ -42,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     if only_check:
         return _check(recipe, options.recipe.stem, options.nproc_per_node)
-    return _train(recipe, options.recipe.stem)
+    return _train(recipe, options.recipe.stem, options.fork)
 
 
 def _check(recipe: Recipe, default_name: str, world_size: int | None) -> int:
@@ -56,15 +62,16 @@ def _check(recipe: Recipe, default_name: str, world_size: int | None) -> int:
     return 1 if faults else 0
 
 
-def _train(recipe: Recipe, default_name: str) -> int:
+def _train(recipe: Recipe, default_name: str, fork: bool) -> int:
     import contextlib
     import traceback
 
-    from data_prep.storage import exclusive_lock
-    from train.distributed import distributed
+    from train.distributed import distributed, lost_rank
     from train.loop import train
-    from train.run_folder import open_run_folder, read_status, write_status
+    from train.run_folder import locked, open_run_folder, read_status, write_status
+    from train.startup import Startup
 
+    startup = Startup()
     rank = os.environ.get("RANK", "0")
     folder: Path | None = None
     with contextlib.ExitStack() as stack:
@@ -72,14 +79,15 @@ def _train(recipe: Recipe, default_name: str) -> int:
             ranks = stack.enter_context(distributed())
 
             def open_and_lock() -> Path:
-                opened = open_run_folder(recipe, default_name)
-                stack.enter_context(exclusive_lock(opened))
+                opened = open_run_folder(recipe, default_name, fork)
+                stack.enter_context(locked(opened))
                 return opened
 
             folder = ranks.on_primary(open_and_lock)
-            summary = train(recipe, folder, ranks)
+            startup.mark("ranks")
+            summary = train(recipe, folder, ranks, startup)
         except Exception as error:
-            sentence = str(error) or type(error).__name__
+            sentence = lost_rank(error) or str(error) or type(error).__name__
             if not isinstance(error, ValueError | RuntimeError | OSError):
                 traceback.print_exc()  # none of the faults that we know: somebody will want to see where
                 sentence = f"{type(error).__name__}: {sentence}"

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import nn
 
 from train.host_memory import keep_freed_memory
+from train.rendezvous import fresh_store
 
 T = TypeVar("T")
 
@@ -36,6 +37,7 @@ class Ranks:
         local_rank, local_world_size: on this machine.
         device: where this rank computes.
         num_cores: this rank's share of the machine's cores, at least 1.
+        start_id: a word of this start of the group; empty for a single rank.
     """
 
     rank: int
@@ -44,6 +46,7 @@ class Ranks:
     local_world_size: int
     device: torch.device
     num_cores: int
+    start_id: str = ""
 
     @property
     def is_primary(self) -> bool:
@@ -136,10 +139,12 @@ def distributed(timeout_seconds: float = 600) -> Iterator[Ranks]:
         # torchrun sets OMP_NUM_THREADS=1; on CPUs the ranks share all cores instead.
         torch.set_num_threads(num_cores)
         keep_freed_memory()
+    start_id = ""
     if world_size > 1:
-        dist.init_process_group(
-            "nccl" if use_cuda else "gloo", timeout=datetime.timedelta(seconds=timeout_seconds)
-        )
+        timeout = datetime.timedelta(seconds=timeout_seconds)
+        store, start_id, rank, _ = fresh_store(timeout)
+        backend = "nccl" if use_cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     try:
         yield Ranks(
             rank=int(os.environ.get("RANK", "0")),
@@ -148,6 +153,7 @@ def distributed(timeout_seconds: float = 600) -> Iterator[Ranks]:
             local_world_size=local_world_size,
             device=device,
             num_cores=num_cores,
+            start_id=start_id,
         )
     finally:
         if dist.is_initialized():
@@ -187,6 +193,18 @@ def quota_in_cores(
             if quota != "max":
                 quotas.append(int(quota) / int(period))
     return min(quotas, default=None)
+
+
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout", "NCCL")
+
+
+def lost_rank(error: Exception) -> str | None:
+    """A sentence for the errors of gloo and NCCL that only say that another rank is gone; None for others."""
+    text = str(error)
+    if not isinstance(error, RuntimeError) or not any(words in text for words in LOST):
+        return None
+    reason = next(line for line in text.splitlines() if any(words in line for words in LOST))
+    return f"another rank is gone, its own message or the system's log says why ({reason.strip()[:120]})"
 
 
 def exit_rank(code: int) -> NoReturn:

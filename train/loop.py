@@ -51,15 +51,20 @@ NON_FINITE = (
 )
 
 
-def train(recipe: Recipe, folder: Path, ranks: Ranks) -> dict[str, Any] | None:
+def train(
+    recipe: Recipe, folder: Path, ranks: Ranks, startup: Startup | None = None
+) -> dict[str, Any] | None:
     """Train in `folder` from where it stands; the summary, or None after a planned stop.
+
+    Args:
+        startup: marks on the way here, for the line that says where the first seconds went.
 
     Raises:
         ValueError: recipe and data do not go together.
         RuntimeError: the loss became non-finite, or too many samples are damaged.
     """
     began = time.monotonic()  # what is rented costs from here on
-    startup = Startup()
+    startup = startup or Startup()
     stop = StopFlag(ranks)
     stop.install()  # first of all: what follows takes seconds, and staging perhaps an hour
     console = Console(ranks.is_primary)

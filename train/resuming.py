@@ -12,6 +12,7 @@ from train.checkpoint import CheckpointStore, CheckpointWriter, load_checkpoint
 from train.config import flatten
 from train.data.batch import Targets
 from train.distributed import describe_hardware
+from train.fork import origin_of
 from train.optim import set_peak_lr
 from train.run import Progress, Run
 from train.saving import load_rank_state
@@ -81,6 +82,17 @@ def load_state(run: Run, state: dict[str, Any]) -> None:
             f"the checkpoint in {run.folder} was written by an earlier version and cannot be gone on with: "
             "choose another run.name, and begin with its weights (model.checkpoint)"
         )
+    try:
+        _load_parts(run, state)
+    except (KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ValueError(
+            f"the checkpoint in {run.folder} does not fit this recipe ({reason}): model, optimizer and "
+            "average must be the same"
+        ) from None
+
+
+def _load_parts(run: Run, state: dict[str, Any]) -> None:
     run.model.load_state_dict(state["model"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.scaler.load_state_dict(state["scaler"])
@@ -93,6 +105,9 @@ def load_state(run: Run, state: dict[str, Any]) -> None:
         run.early_stopping.load_state_dict(state["early_stopping"])
     known = {field.name for field in fields(Progress)}
     run.progress = Progress(**{name: value for name, value in state["progress"].items() if name in known})
+    if origin_of(run.folder).get("step") == run.progress.step:
+        run.progress.best_top1, run.progress.mlflow_run_id = -1.0, None
+        run.progress.stopped_because = ""
     load_rank_state(run, state["rank_states"])
     if run.progress.stopped_because == "budget" and not run.budget.is_spent(run.elapsed_seconds):
         run.progress.stopped_because = ""
@@ -145,10 +160,12 @@ def run_lr_finder(run: Run) -> bool:
 
 
 def _tags(run: Run) -> dict[str, str]:
+    origin = origin_of(run.folder)
     return {
         "dataset": run.recipe.data.name,
         "hardware": describe_hardware(run.ranks),
         "run_folder": str(run.folder.resolve()),
         "weights_at_start": run.recipe.weights_at_start,
         "price": run.price.source if run.price else "",
+        **({"forked_from": f"{origin['from']} at step {origin['step']}"} if origin else {}),
     }

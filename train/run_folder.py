@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import ValidationError
 
-from data_prep.storage import write_atomically
+from data_prep.storage import FolderInUse, exclusive_lock, write_atomically
 from train.config import Recipe, dump_recipe, flatten
+from train.fork import fork_run
 
 RECIPE_NAME = "recipe.yaml"
 STATUS_NAME = "status.json"
 SUMMARY_NAME = "summary.json"
 METRICS_NAME = "metrics.jsonl"
 MICRO_BATCH_NAME = "micro_batch.json"
+
+LOCK_SECONDS = 40.0  # torchrun kills ranks that do not end 30 s after its SIGTERM
 
 # What may differ when a run is taken up again: where and how it runs, never what it computes.
 FREE_KEYS = (
@@ -38,21 +46,30 @@ FREE_KEYS = (
 )
 
 
-def open_run_folder(recipe: Recipe, default_name: str) -> Path:
+def open_run_folder(recipe: Recipe, default_name: str, fork: bool = False) -> Path:
     """The folder of this training, made or found, with `recipe.yaml` in it.
 
     An unfinished run of that name goes on. A finished one is left alone: with no `run.name` given, the next
     free `name-2` is taken.
+
+    Args:
+        fork: take a run of its own, `name-fork`, that goes on from the newest checkpoint of that name; one
+            that was forked with this recipe before goes on itself.
 
     Raises:
         ValueError: the named run is finished, or was started with another recipe; names the differences.
     """
     name = recipe.run.name or default_name
     folder = recipe.run.folder / name
+    if fork:
+        folder = _forked(folder, recipe)
     number = 2
     while is_finished(folder):
         if recipe.run.name is not None:
-            raise ValueError(f"run {name} in {recipe.run.folder} is finished: choose another run.name")
+            raise ValueError(
+                f"run {name} in {recipe.run.folder} is finished: choose another run.name, or train on from "
+                "its last checkpoint with another recipe: --fork"
+            )
         folder = recipe.run.folder / f"{name}-{number}"
         number += 1
     differences = recipe_differences(folder, recipe)
@@ -63,12 +80,49 @@ def open_run_folder(recipe: Recipe, default_name: str) -> Path:
     if differences:
         raise ValueError(
             f"run {folder.name} was started with another recipe ({'; '.join(differences[:5])}): choose "
-            "another run.name, or go back to that recipe"
+            "another run.name, go back to that recipe, or go on from here under a name of its own: --fork"
         )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / STATUS_NAME).unlink(missing_ok=True)
     write_atomically(folder / RECIPE_NAME, dump_recipe(recipe).encode())
     return folder
+
+
+def _forked(source: Path, recipe: Recipe) -> Path:
+    """The fork of `source` with this recipe: the one that is there, or a new one."""
+    number = 1
+    while True:
+        folder = source.with_name(f"{source.name}-fork{f'-{number}' if number > 1 else ''}")
+        number += 1
+        if not has_checkpoint(folder):
+            shutil.rmtree(folder, ignore_errors=True)  # of a start that ended before it was one
+            fork_run(source, folder, METRICS_NAME)
+            return folder
+        if not is_finished(folder) and not recipe_differences(folder, recipe):
+            return folder
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder for this training.
+
+    Under torchrun, which may just have been started again, the former training is given time to end: its
+    ranks save when their launcher is gone.
+
+    Raises:
+        RuntimeError: another training holds it.
+    """
+    deadline = time.monotonic() + (LOCK_SECONDS if "TORCHELASTIC_RUN_ID" in os.environ else 0)
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(exclusive_lock(folder))
+                break
+            except FolderInUse:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.2)
+        yield
 
 
 def is_finished(folder: Path) -> bool:
@@ -93,7 +147,17 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 def write_status(folder: Path, status: Literal["finished", "restart", "failed"], reason: str) -> None:
-    """Tell whoever launched this run what to do now; torchrun's exit code cannot."""
+    """Tell whoever launched this run what to do now; torchrun's exit code cannot.
+
+    A disk that does not take it costs a warning: it must not hide why the run ended.
+    """
+    try:
+        _write_status(folder, status, reason)
+    except OSError as error:
+        print(f"warning: {folder / STATUS_NAME} cannot be written ({error.strerror})", file=sys.stderr)
+
+
+def _write_status(folder: Path, status: str, reason: str) -> None:
     content = {"status": status, "reason": reason}
     # A name of its own: ranks that fail for the same reason write at the same moment.
     own = folder / f".{STATUS_NAME}-{os.environ.get('RANK', '0')}"

@@ -260,7 +260,8 @@ class CheckpointStore:
         """A manifest of the files that are there, where there is none; their own checksums are compared."""
         entries = []
         for path in sorted(self.folder.glob("step-*.pt"), key=_order):
-            if fault := _zip_fault(path):
+            fault = "its name is not one of ours" if _order(path)[0] < 0 else _zip_fault(path)
+            if fault is not None:
                 say(f"warning: checkpoint {path} is damaged ({fault})")
                 continue
             size = path.stat().st_size
@@ -306,8 +307,6 @@ def _order(path: Path) -> tuple[int, int]:
 
 def _zip_fault(path: Path) -> str | None:
     """What is wrong with the zip file that torch writes, by the checksums in it."""
-    if _order(path)[0] < 0:
-        return "its name is not one of ours"
     try:
         with zipfile.ZipFile(path) as file:
             bad = file.testzip()
@@ -396,7 +395,7 @@ def _check_against_manifest(path: Path) -> None:
     entry = manifest.entry(manifest.best if is_best else path.name)
     if entry is None or (fault := _fault_of(path, entry)) is None:
         return
-    if is_best and any(_is_whole(path, old) for old in manifest.checkpoints):
+    if is_best and _zip_fault(path) is None:
         return  # a crash between manifest and copy left the former best one here, which is whole
     raise ValueError(fault)
 

@@ -1,0 +1,48 @@
+"""A run that goes on from another one's newest checkpoint under a recipe of its own: `train … --fork`.
+
+The other run stays as it is. The new one has its name with `-fork`, its metrics up to that step, and where it
+comes from in `fork.json`; what is best begins anew, since another recipe may measure otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from data_prep.storage import write_atomically
+from train.checkpoint import MANIFEST_NAME, CheckpointManifest, CheckpointStore
+
+FORK_NAME = "fork.json"
+
+
+def fork_run(source: Path, folder: Path, metrics_name: str) -> None:
+    """Make `folder` a run that stands where the newest whole checkpoint of `source` does.
+
+    Raises:
+        ValueError: there is no checkpoint to go on from.
+    """
+    store = CheckpointStore(source / "checkpoints")
+    entry = store.latest()
+    if entry is None:
+        raise ValueError(f"{source} has no checkpoint to fork from: run the command without --fork")
+    inside = folder / "checkpoints"
+    inside.mkdir(parents=True)
+    shutil.copyfile(store.folder / entry.name, inside / entry.name)
+    if (source / metrics_name).is_file():
+        shutil.copyfile(source / metrics_name, folder / metrics_name)
+    origin = {"from": source.name, "step": entry.step, "checkpoint": entry.name, "sha256": entry.sha256}
+    write_atomically(folder / FORK_NAME, (json.dumps(origin, indent=1) + "\n").encode())
+    # Last of all: without it there is nothing to go on with.
+    manifest = CheckpointManifest(checkpoints=(entry,))
+    write_atomically(inside / MANIFEST_NAME, manifest.model_dump_json(indent=2).encode())
+
+
+def origin_of(folder: Path) -> dict[str, Any]:
+    """What `fork.json` says; empty for a run that is no fork."""
+    try:
+        origin = json.loads((folder / FORK_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return origin if isinstance(origin, dict) else {}
