@@ -126,11 +126,11 @@ class CheckpointStore:
     def prune(self, keep_last: int) -> None:
         """Keep the best and the last few: what a full disk leaves room for."""
         self._announce(_pruned(self.manifest(), keep_last))
-        self._remove_partials()
         self.remove_unnamed()
 
     def remove_unnamed(self) -> None:
         """Delete checkpoint files that the manifest does not name: pruned ones, and those of a crash."""
+        self._remove_partials()
         manifest = self.manifest()
         for path in self.folder.glob("step-*.pt"):
             if manifest.entry(path.name) is None:

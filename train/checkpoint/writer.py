@@ -66,7 +66,7 @@ class CheckpointWriter:
         self._before_announcing, self._announced = before_announcing, announced
         self._pool = SnapshotPool()
         self._jobs: list[_Job] = []
-        self._is_busy = False
+        self._is_busy = True  # with what a crash may have left
         self._is_closed = False
         self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="checkpoint writer", daemon=True)
@@ -107,7 +107,10 @@ class CheckpointWriter:
             self._wake.notify_all()
 
     def _work(self) -> None:
-        self._mend_best()
+        self._tidy()
+        with self._wake:
+            self._is_busy = False
+            self._wake.notify_all()
         while True:
             with self._wake:
                 while not self._jobs and not self._is_closed:
@@ -130,9 +133,11 @@ class CheckpointWriter:
     def _is_outdated(self, job: _Job) -> bool:
         return any(newer.is_best or not job.is_best for newer in self._jobs)
 
-    def _mend_best(self) -> None:
+    def _tidy(self) -> None:
+        """What a crash came before: the best one's copy, files that are not wanted any more."""
         try:
-            self._store.publish_best()  # a crash may have come before it
+            self._store.publish_best()
+            self._store.remove_unnamed()
         except (ValueError, OSError) as error:
             self._say(f"warning: {error}")
 
