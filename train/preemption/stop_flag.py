@@ -25,10 +25,14 @@ from train.distributed import Ranks
 READ_AFTER_STEPS = 2
 
 # A number travels; all ranks know its meaning, and the largest wins.
-REBALANCE, USER_SIGNAL, INTERRUPT, TERMINATE, SPOT, BUDGET, TAKEN_OVER, NON_FINITE = range(1, 9)
+SAVE, REBALANCE, USER_SIGNAL, HANG_UP, INTERRUPT, TERMINATE, SPOT, BUDGET, TAKEN_OVER, NON_FINITE = range(
+    1, 11
+)
 REASONS = {
+    SAVE: "save and go on",
     REBALANCE: "rebalance recommendation",
     USER_SIGNAL: "SIGUSR1",
+    HANG_UP: "SIGHUP",
     INTERRUPT: "SIGINT",
     TERMINATE: "SIGTERM",
     SPOT: "spot interruption notice",
@@ -36,7 +40,12 @@ REASONS = {
     TAKEN_OVER: "taken over",
     NON_FINITE: "non-finite loss",
 }
-SIGNALS = {signal.SIGUSR1: USER_SIGNAL, signal.SIGINT: INTERRUPT, signal.SIGTERM: TERMINATE}
+SIGNALS = {
+    signal.SIGUSR1: USER_SIGNAL,
+    signal.SIGHUP: HANG_UP,  # torchrun passes it on when its terminal closes
+    signal.SIGINT: INTERRUPT,
+    signal.SIGTERM: TERMINATE,
+}
 
 Pending = tuple[torch.Tensor, "dist.Work | torch.cuda.Event | None"]
 
@@ -46,32 +55,46 @@ class StopFlag:
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
-        self._raised = 0
+        # A place a reason: a signal may come while a thread raises another one, and neither may get lost.
+        self._is_asked = [False] * (NON_FINITE + 1)
         self._pending: deque[Pending] = deque()
+
+    @property
+    def _raised(self) -> int:
+        return max(code for code, is_asked in enumerate(self._is_asked) if is_asked or code == 0)
 
     @property
     def is_raised(self) -> bool:
         """Whether this rank was asked to stop; others may not know yet."""
-        return self._raised > 0
+        return self._raised > SAVE
 
     @property
     def reason(self) -> str | None:
         """Why this rank was asked to stop."""
-        return REASONS.get(self._raised)
+        return REASONS[self._raised] if self.is_raised else None
 
     def install(self) -> None:
-        """Raise the flag on SIGTERM, SIGUSR1 and SIGINT; a second SIGINT ends the process at once."""
+        """Raise the flag on SIGTERM, SIGUSR1, SIGHUP and SIGINT; a second SIGINT ends the process at once."""
         for number in SIGNALS:
-            signal.signal(number, self._on_signal)
+            # Under `nohup` a closed terminal is meant to change nothing.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._raised == INTERRUPT:
+        if number == signal.SIGINT and self._is_asked[INTERRUPT]:
             raise KeyboardInterrupt
         self.raise_for(SIGNALS[signal.Signals(number)])
 
     def raise_for(self, reason: int) -> None:
-        """Ask all ranks to stop, for one of REASONS; one rank is enough. From any thread."""
-        self._raised = max(self._raised, reason)
+        """Ask all ranks to stop (to save, with SAVE), for one of REASONS; one rank is enough.
+
+        From any thread, and from signal handlers.
+        """
+        self._is_asked[reason] = True
+
+    def take_back(self, reason: int) -> None:
+        """It was acted on, and training goes on; call it on every rank at the same step, after `drain`."""
+        self._is_asked[reason] = False
 
     def agree(self, gave_up: torch.Tensor) -> str | None:
         """Call once a step on every rank; the reason to stop, on all ranks at the same step, or None.
