@@ -136,13 +136,16 @@ def distributed(timeout_seconds: float = 600) -> Iterator[Ranks]:
         # torchrun sets OMP_NUM_THREADS=1; on CPUs the ranks share all cores instead.
         torch.set_num_threads(num_cores)
         keep_freed_memory()
+    rank = int(os.environ.get("RANK", "0"))
     if world_size > 1:
-        dist.init_process_group(
-            "nccl" if use_cuda else "gloo", timeout=datetime.timedelta(seconds=timeout_seconds)
-        )
+        backend, timeout = "nccl" if use_cuda else "gloo", datetime.timedelta(seconds=timeout_seconds)
+        if (store := _store_of_this_start(timeout)) is None:
+            dist.init_process_group(backend, timeout=timeout)
+        else:
+            dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world_size)
     try:
         yield Ranks(
-            rank=int(os.environ.get("RANK", "0")),
+            rank=rank,
             world_size=world_size,
             local_rank=local_rank,
             local_world_size=local_world_size,
@@ -152,6 +155,19 @@ def distributed(timeout_seconds: float = 600) -> Iterator[Ranks]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _store_of_this_start(timeout: datetime.timedelta) -> dist.Store | None:
+    """Where ranks that torchrun started find each other; None where they were started in another way.
+
+    torchrun's store outlives its ranks. By themselves, those that it starts again (`--max-restarts`) would
+    read there where the former ones listened, and wait for them (seen with torch 2.15).
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, is_master=False, timeout=timeout)
+    return dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def rank_cores(num_allowed: int, quota: float | None, local_world_size: int) -> int:
