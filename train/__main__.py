@@ -68,10 +68,12 @@ def _train(recipe: Recipe, default_name: str, fork: bool) -> int:
 
     from train.distributed import distributed, lost_rank
     from train.loop import train
+    from train.preemption import stop_with_parent
     from train.run_folder import locked, open_run_folder, read_status, write_status
     from train.startup import Startup
 
     startup = Startup()
+    stop_with_parent()
     rank = os.environ.get("RANK", "0")
     folder: Path | None = None
     with contextlib.ExitStack() as stack:

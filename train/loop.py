@@ -33,7 +33,7 @@ from train.ending import (
     leave_before_the_start,
     stop_in_good_order,
 )
-from train.preemption import BUDGET, SPOILT, StopFlag
+from train.preemption import BUDGET, SPOILT, StopFlag, watched
 from train.reporting import log_training, log_validation, say_shortening
 from train.resuming import resume_or_start
 from train.run import Run
@@ -68,37 +68,49 @@ def train(
     stop = StopFlag(ranks)
     stop.install()  # first of all: what follows takes seconds, and staging perhaps an hour
     console = Console(ranks.is_primary)
-    data = staged_folder(
-        recipe.data.path, recipe.data.stage_folder, ranks, lambda: stop.is_raised, console.say
-    )
-    if data is None:
-        leave_before_the_start(folder, stop, console)
-        return None
-    startup.mark("data")
-    run = build_run(recipe, folder, data, ranks, stop, console)
-    run.began, run.startup = began, startup
-    run.startup.mark("model")
+    run: Run | None = None
+    # What the heartbeat tells the other ranks.
+    with watched(recipe.preemption, folder, ranks, stop, lambda: run.progress.step if run else 0):
+        data = staged_folder(
+            recipe.data.path, recipe.data.stage_folder, ranks, lambda: stop.is_raised, console.say
+        )
+        if data is None:
+            leave_before_the_start(folder, stop, console)
+            return None
+        startup.mark("data")
+        run = build_run(recipe, folder, data, ranks, stop, console)
+        run.began, run.startup = began, startup
+        run.startup.mark("model")
+        return train_to_the_end(run)
+
+
+def train_to_the_end(run: Run) -> dict[str, Any] | None:
+    """Epoch after epoch, until the last one, a stop or an error; as `train`."""
     try:
         if not resume_or_start(run):
-            leave_before_the_start(folder, stop, console)
+            leave_before_the_start(run.folder, run.stop, run.console)
             if run.mlflow is not None:
                 run.mlflow.finish("KILLED")
             return None
-        if recipe.run.preflight and run.progress.step == 0:
+        if run.recipe.run.preflight and run.progress.step == 0:
             say_preflight(run)
         while run.progress.epoch < run.num_epochs and not run.progress.stopped_because:
             reason = train_epoch(run)
             if reason == DAMAGED_DATA:
                 end_for_damage(run)
             if reason == "budget" and run.progress.step < run.num_steps:
-                return end_by_budget(run, validate_views(run))
-            if reason not in (None, "budget"):
-                stop_in_good_order(run, reason)
-                return None
-            finish_epoch(run)
+                if (results := validate_views(run)) is not None:
+                    return end_by_budget(run, results)
+                reason = run.stop.settle()
+            elif reason in (None, "budget"):
+                if finish_epoch(run):
+                    continue
+                reason = run.stop.settle()
+            stop_in_good_order(run, reason or "a stop")
+            return None
         return finish_run(run, run.progress.stopped_because or "finished")
     except BaseException as error:
-        if isinstance(error, NothingIntactError) and ranks.world_size == 1:
+        if isinstance(error, NothingIntactError) and run.ranks.world_size == 1:
             # With several ranks the others are in the middle of a step: there the last checkpoint stands.
             run.damage.gather()
             save(run, is_best=False)
@@ -108,7 +120,7 @@ def train(
         raise
     finally:
         if said := run.profiler.close():
-            console.say(said)
+            run.console.say(said)
         for loader in (run.train_loader, *run.val_loaders.values()):
             loader.close()
 
@@ -285,13 +297,15 @@ def add_to_window(
     window += torch.stack([loss * count, top1, top5, torch.full_like(loss, count)])
 
 
-def finish_epoch(run: Run) -> None:
-    """Validate, tell plateau and early stopping, save, and look at the budget."""
+def finish_epoch(run: Run) -> bool:
+    """Validate, tell plateau and early stopping, save, look at the budget; False where a stop came first."""
     recipe, progress = run.recipe, run.progress
     epoch = progress.epoch + 1
-    results: dict[str, ValidationResult] = {}
+    results: dict[str, ValidationResult] | None = {}
     if epoch == run.num_epochs or epoch % recipe.validation.every_epochs == 0:
         results = validate_views(run)
+    if results is None:
+        return False  # the epoch does not count yet: the next start validates
     run.damage.gather()
     if run.damage.fault is not None:
         end_for_damage(run)  # before the epoch counts: with the data mended, its validation is done again
@@ -306,15 +320,16 @@ def finish_epoch(run: Run) -> None:
         is_best = log_validation(run, results)
     shorten_to_budget(run)
     save(run, is_best)
+    return True
 
 
-def validate_views(run: Run) -> dict[str, ValidationResult]:
-    """Every view of the validation split, by name."""
+def validate_views(run: Run) -> dict[str, ValidationResult] | None:
+    """Every view of the validation split, by name; None where somebody asked the run to stop meanwhile."""
     began = time.monotonic()
     run.average_buffers()
     results = {}
     for view in run.views:
-        results[view.name] = validate(
+        result = validate(
             run.ema.model if run.ema is not None and view.weights == "ema" else run.model,
             run.val_loaders[view.crop_ratio],
             run.normalize,
@@ -322,7 +337,11 @@ def validate_views(run: Run) -> dict[str, ValidationResult]:
             view.resolution,
             run.autocast,
             view.flip_average,
+            lambda: run.stop.settle() not in (None, "budget"),
         )
+        if result is None:
+            return None
+        results[view.name] = result
     run.progress.validation_seconds += time.monotonic() - began
     run.clock.reset()
     return results

@@ -7,7 +7,7 @@ view has a name, and every figure says which one it is of.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,8 @@ from train.config import Recipe
 from train.data.batch import Normalize
 from train.data.loaders import Loader
 from train.distributed import Ranks
+
+ASK_EVERY_BATCHES = 8  # whether to stop; the ranks wait for each other then
 
 
 @dataclass(frozen=True)
@@ -116,15 +118,30 @@ def validate(
     resolution: int,
     autocast: torch.autocast,
     flip_average: bool = False,
-) -> ValidationResult:
+    agreed_to_stop: Callable[[], bool] | None = None,
+) -> ValidationResult | None:
     """Evaluate the unwrapped `model` on all of the loader's split; the same result on every rank.
 
     BatchNorm statistics must be equal on all ranks before (`Ranks.average_buffers`).
+
+    Args:
+        agreed_to_stop: called now and then, by all ranks equally often, with the same answer on all of them.
+
+    Returns:
+        None where they agreed to stop: there is no figure of a part of the split.
     """
     was_training = model.training
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=ranks.device)
-    for batch in loader.epoch(0, resolution=resolution):
+    # What every rank has; one more is some ranks' own.
+    num_batches = math.ceil(loader.num_samples / loader.plan.batch_size) // ranks.world_size
+    num_asked = 0
+    for position, batch in enumerate(loader.epoch(0, resolution=resolution)):
+        if agreed_to_stop is not None and position % ASK_EVERY_BATCHES == 0 and position < num_batches:
+            num_asked += 1
+            if agreed_to_stop():
+                model.train(was_training)
+                return None
         images = batch.images.to(ranks.device, non_blocking=True)
         labels = batch.labels.to(ranks.device, non_blocking=True)
         with autocast:
@@ -132,6 +149,11 @@ def validate(
         loss = functional.cross_entropy(logits, labels, reduction="sum")
         correct = count_topks(logits, labels, (1, 5))
         sums += torch.stack([*correct, loss, torch.tensor(len(labels), device=ranks.device)]).double()
+    while agreed_to_stop is not None and num_asked < math.ceil(num_batches / ASK_EVERY_BATCHES):
+        num_asked += 1  # of batches that did not come, damaged as a whole
+        if agreed_to_stop():
+            model.train(was_training)
+            return None
     model.train(was_training)
     correct1, correct5, total_loss, count, num_damaged = ranks.sum([*sums.tolist(), loader.num_left_out])
     num_samples = loader.num_samples

@@ -79,6 +79,16 @@ def test_ctrl_c_ends_the_process_and_its_workers(prepared: tuple[Path, Manifest]
     assert process.returncode == -signal.SIGINT and "KeyboardInterrupt" in err
 
 
+@pytest.mark.parametrize("case", long_but("reference-workers"))
+def test_signals_to_a_whole_job_are_for_the_rank_alone(prepared: tuple[Path, Manifest], case: Case) -> None:
+    process = start("signals", case, prepared[0])
+    out, err = wait(process)
+    assert process.returncode == 0 and "died unexpectedly" not in err, err
+    came, num_samples = json.loads(out)
+    assert came == ["SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1"]
+    assert num_samples == 2 * NUM_TRAIN
+
+
 @pytest.mark.long
 def test_a_process_ends_though_nobody_closed_its_workers(prepared: tuple[Path, Manifest]) -> None:
     process = start("whole", Case("reference", num_workers=2), prepared[0])

@@ -4,7 +4,8 @@
 
 `endings` prints, as JSON, what each way to end left behind: threads, processes, files, maps; nothing, if all
 is well. `forever` reads epoch after epoch until a signal comes, `whole` one epoch, and `stuck` meets a disk
-that does not answer; none of them closes its loader.
+that does not answer; none of them closes its loader. `signals` reads two epochs, and sends itself and all its
+processes what a scheduler, a terminal or torchrun send to a whole job.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 
 from data_prep.manifest import load_manifest
 from tests.unit.train.loader_cases import BrokenReader, Case, StuckReader, read_with, training
+from train.data.job_signals import JOB_SIGNALS
 from train.data.loaders import Loader, build_loader, waiting
 from train.data.loaders import base as loaders_base
 
@@ -184,6 +186,24 @@ def consume(loader: Loader, num_epochs: int) -> None:
                 print(json.dumps([child.pid for child in multiprocessing.active_children()]), flush=True)
 
 
+def meet_signals(loader: Loader) -> None:
+    """Prints the signals that came, and how many samples in spite of them."""
+    came: list[str] = []
+    for number in JOB_SIGNALS:
+        signal.signal(number, lambda number, _frame: came.append(signal.Signals(number).name))
+    num_samples = 0
+    for epoch in range(2):
+        for position, batch in enumerate(loader.epoch(epoch, resolution=32)):
+            num_samples += len(batch.labels)
+            if (epoch, position) == (0, 0):
+                for number in JOB_SIGNALS:
+                    os.killpg(0, number)
+                    time.sleep(0.2)
+                time.sleep(2 * waiting.POLL_SECONDS)  # somebody who died is missed by then
+    loader.close()
+    print(json.dumps([sorted(came), num_samples]))
+
+
 if __name__ == "__main__":
     what, backend, num_workers, folder = sys.argv[1:]
     torch.set_num_threads(1)
@@ -195,6 +215,9 @@ if __name__ == "__main__":
     else:
         plan = training(Path(folder), load_manifest(Path(folder)), case)
         loader = build_loader(backend, plan)
+        if what == "signals":
+            meet_signals(loader)
+            sys.exit()
         consume(loader, 1_000_000 if what == "forever" else 1)
         if what == "stuck":
             # All is compiled by now, so that little time means that it is stuck.

@@ -16,20 +16,17 @@ Example:
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import multiprocessing
 import os
 import re
 import shutil
-import signal
 import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +37,7 @@ from data_prep.copying import copy_data_set, read_manifest
 from data_prep.manifest import MANIFEST_NAME, Manifest
 from data_prep.storage import FolderInUse, LocalFolder, exclusive_lock, is_s3, open_folder
 from data_prep.workers import begin_worker
+from train.data.job_signals import kept_from_children
 
 if TYPE_CHECKING:  # the copying process imports this module, and has no use for torch
     from train.distributed import Ranks
@@ -160,7 +158,7 @@ class _Stager:
             target=_stage_and_report, args=(theirs, location, stage_folder, progress), daemon=True
         )
         try:
-            with _signals_blocked():
+            with kept_from_children():  # not even while it is importing
                 self._process.start()
         except OSError as error:  # raised here, it would leave the other ranks waiting
             self._outcome = _Fault(f"no process could be started to stage {location} ({error.strerror})")
@@ -191,20 +189,6 @@ class _Stager:
             self._process.kill()
             self._process.join()
         self._ours.close()
-
-
-@contextlib.contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """A process started meanwhile never sees Ctrl-C and SIGTERM, not even while it is importing.
-
-    Both reach whole process groups, and only the ranks shall act on them.
-    """
-    resource_tracker.ensure_running()  # first: it unblocks what is blocked while it starts
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _stage_and_report(connection: Connection, location: str, stage_folder: Path, progress: bool) -> None:

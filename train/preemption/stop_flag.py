@@ -25,10 +25,13 @@ from train.distributed import Ranks
 READ_AFTER_STEPS = 2
 
 # A number travels; all ranks know its meaning, and the largest wins.
-REBALANCE, USER_SIGNAL, INTERRUPT, TERMINATE, SPOT, BUDGET, TAKEN_OVER, SPOILT, NON_FINITE = range(1, 10)
+REBALANCE, USER_SIGNAL, HANG_UP, INTERRUPT, TERMINATE, SPOT, BUDGET, TAKEN_OVER, SPOILT, NON_FINITE = range(
+    1, 11
+)
 REASONS = {
     REBALANCE: "rebalance recommendation",
     USER_SIGNAL: "SIGUSR1",
+    HANG_UP: "SIGHUP",
     INTERRUPT: "SIGINT",
     TERMINATE: "SIGTERM",
     SPOT: "spot interruption notice",
@@ -38,7 +41,12 @@ REASONS = {
     NON_FINITE: "non-finite loss",
 }
 CODES = {words: number for number, words in REASONS.items()}
-SIGNALS = {signal.SIGUSR1: USER_SIGNAL, signal.SIGINT: INTERRUPT, signal.SIGTERM: TERMINATE}
+SIGNALS = {
+    signal.SIGUSR1: USER_SIGNAL,
+    signal.SIGHUP: HANG_UP,  # torchrun passes it on when its terminal closes
+    signal.SIGINT: INTERRUPT,
+    signal.SIGTERM: TERMINATE,
+}
 
 Pending = tuple[torch.Tensor, "dist.Work | torch.cuda.Event | None"]
 
@@ -55,9 +63,14 @@ class StopFlag:
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
-        self._raised = 0
+        # A place a reason: a signal may come while a thread raises another one, and neither may get lost.
+        self._is_asked = [False] * (NON_FINITE + 1)
         self._wants_save = False
         self._pending: deque[Pending] = deque()
+
+    @property
+    def _raised(self) -> int:
+        return max(code for code, is_asked in enumerate(self._is_asked) if is_asked or code == 0)
 
     @property
     def is_raised(self) -> bool:
@@ -70,18 +83,23 @@ class StopFlag:
         return REASONS.get(self._raised)
 
     def install(self) -> None:
-        """Raise the flag on SIGTERM, SIGUSR1 and SIGINT; a second SIGINT ends the process at once."""
+        """Raise the flag on SIGTERM, SIGUSR1, SIGHUP and SIGINT; a second SIGINT ends the process at once."""
         for number in SIGNALS:
-            signal.signal(number, self._on_signal)
+            # Under `nohup` a closed terminal is meant to change nothing.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._raised == INTERRUPT:
+        if number == signal.SIGINT and self._is_asked[INTERRUPT]:
             raise KeyboardInterrupt
         self.raise_for(SIGNALS[signal.Signals(number)])
 
     def raise_for(self, reason: int) -> None:
-        """Ask all ranks to stop, for one of REASONS; one rank is enough. From any thread."""
-        self._raised = max(self._raised, reason)
+        """Ask all ranks to stop, for one of REASONS; one rank is enough.
+
+        From any thread, and from signal handlers.
+        """
+        self._is_asked[reason] = True
 
     def ask_for_save(self) -> None:
         """Ask all ranks for a checkpoint between two steps; one rank is enough. From any thread."""
@@ -118,6 +136,11 @@ class StopFlag:
         event = torch.cuda.Event()
         event.record()
         return on_host, event
+
+    def settle(self) -> str | None:
+        """Agree here and now, which waits for all ranks: between two batches of a validation, say."""
+        self._pending.append(self._launch(torch.zeros((), dtype=torch.bool, device=self._ranks.device)))
+        return self.drain()
 
     def drain(self) -> str | None:
         """Read all that is under way; the gravest reason among it, or None."""

@@ -19,6 +19,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional
 
+from train.data import job_signals
+from train.data.job_signals import kept_from_children
 from train.data.loaders.base import Decoded, Loader, LoaderPlan, Request
 from train.data.loaders.waiting import POLL_SECONDS, Prefetch, Watchdog
 from train.data.resize import resize_area
@@ -97,7 +99,8 @@ class ReferenceLoader(Loader):
         """Start the workers, or wake those of the epoch before and wait until each has answered."""
         assert self._loader is not None
         if self._iterator is None:
-            self._iterator = iter(self._loader)
+            with kept_from_children():
+                self._iterator = iter(self._loader)
             # Workers ignore SIGTERM, with which Python would end them, and wait, where nobody calls `close`.
             self._finalizer = Finalize(self, _kill, args=(self._workers(),), exitpriority=0)
             return
@@ -190,9 +193,7 @@ def _is_stopped(pid: int | None) -> bool:
 
 
 def _ignore_signals(_worker: int) -> None:
-    # A signal to all processes of a job is for the rank: it saves, and needs its workers until then.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    job_signals.ignore()
 
 
 def _as_it_is(item: Decoded) -> Decoded:
