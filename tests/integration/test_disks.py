@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or forbidden, and a process with too few files: a sentence, and nothing lost."""
+"""Disks that are full, read-only or forbidden, too few files to open: a sentence, and nothing lost."""
 
 from __future__ import annotations
 
