@@ -127,7 +127,10 @@ class CheckpointMirror:
             return self._is_idle and not self.taken_over
 
     def close(self, timeout_seconds: float = 0.0) -> None:
-        """End the thread, and what it uploads; wait so long for it. It never keeps the process alive."""
+        """End the thread, and what it uploads; wait so long for it, and for what it deletes.
+
+        It never keeps the process alive.
+        """
         with self._wake:
             self._is_closed = True
             self._wake.notify_all()
@@ -160,7 +163,7 @@ class CheckpointMirror:
                 wait_seconds = min(MOST_WAIT_SECONDS, 2 * wait_seconds)
             else:
                 wait_seconds = FIRST_WAIT_SECONDS
-                self._writer.delete_unnamed(lambda: self._is_closed or self._is_hurried)
+                self._writer.delete_unnamed(lambda: self._is_hurried and self._pending is not None)
 
     def _next(self) -> State | None:
         """Wait for something to do: a state to upload; None where only the mirror is to be taken over."""

@@ -135,7 +135,7 @@ class MirrorWriter:
         if found is not None or etag is None:  # else what it named is not known, and may be all there is
             self._unnamed = {key for key in sizes or () if KEY.fullmatch(key)} - latest.keys
         for key, token in uploads:
-            with contextlib.suppress(RuntimeError):
+            with contextlib.suppress(Exception):
                 self._folder.create(key, 0, token).abort()
 
     def _check_still_ours(self) -> None:
@@ -159,7 +159,7 @@ class MirrorWriter:
         try:
             files = [file for folder in FOLDERS for file in self._folder.files(folder)]
             uploads = self._folder.unfinished()
-        except RuntimeError:
+        except Exception:
             return None, []
         ours = [(key, token) for key, token in uploads if KEY.fullmatch(key)]
         return {file.name: file.num_bytes for file in files}, ours
@@ -218,11 +218,10 @@ class MirrorWriter:
             upload(self._folder, key, file, sha256, lambda: go_on(file))
             fields: dict[str, Any] = {"name": file.name, "key": key, "sha256": sha256}
             fields["bytes"] = file.num_bytes
-            self._stored[identity] = (
-                MirroredFile(**fields)
-                if folder == "files"
-                else MirroredCheckpoint(**fields, **{"step": file.step})
-            )
+            if folder == "checkpoints":
+                self._stored[identity] = MirroredCheckpoint(step=file.step or 0, **fields)
+            else:
+                self._stored[identity] = MirroredFile(**fields)
         return self._stored[identity]
 
     def _announce(self, latest: Latest) -> None:
@@ -245,16 +244,17 @@ class MirrorWriter:
         self._stored = {identity: item for identity, item in self._stored.items() if item.key in latest.keys}
         self._keys = {identity: key for identity, key in self._keys.items() if key in latest.keys}
 
-    def delete_unnamed(self, is_closed: Callable[[], bool]) -> None:
+    def delete_unnamed(self, is_urgent: Callable[[], bool]) -> None:
         """Remove objects that no `latest.json` names, nor ever will.
 
-        What cannot be removed now is after the next state, or by the next writer.
+        What cannot be removed now is after the next state, or by the next writer. `is_urgent`: whether there
+        is something more important to do.
         """
         for key in sorted(self._unnamed):
-            if is_closed():
+            if is_urgent():
                 return
             try:
                 self._folder.delete(key)
-            except RuntimeError:
+            except Exception:
                 return
             self._unnamed.discard(key)

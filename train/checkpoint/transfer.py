@@ -108,7 +108,7 @@ def _put(folder: S3Folder, key: str, file: HeldFile, go_on: Callable[[], None]) 
             pass
         pieces.finish(num_pieces, file.num_bytes)
     except BaseException:
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(Exception):
             pieces.abort()  # what stays is removed by the next writer
         raise
 
@@ -141,19 +141,21 @@ def download(folder: S3Folder, key: str, path: Path, num_bytes: int, sha256: str
         OSError: the disk cannot be written.
     """
     partial = path.with_name(f".{path.name}.partial")
-    for _ in range(2):
-        digest = hashlib.sha256()
-        with partial.open("wb") as file:
-            for piece in _pieces_of(folder, key, num_bytes):
-                digest.update(piece)
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        if digest.hexdigest() == sha256:
-            partial.replace(path)
-            sync_folder(path.parent)
-            return
-        partial.unlink()
+    try:
+        for _ in range(2):
+            digest = hashlib.sha256()
+            with partial.open("wb") as file:
+                for piece in _pieces_of(folder, key, num_bytes):
+                    digest.update(piece)
+                    file.write(piece)
+                file.flush()
+                os.fsync(file.fileno())
+            if digest.hexdigest() == sha256:
+                partial.replace(path)
+                sync_folder(path.parent)
+                return
+    finally:
+        partial.unlink(missing_ok=True)
     raise NotWhole(f"{folder.path_of(key)} is damaged: its SHA-256 is not the one it was saved with")
 
 
