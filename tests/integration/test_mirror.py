@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.integration.mirror_nursery import Nursery
 from tests.integration.mirror_runs import (
     FakeRun,
@@ -89,6 +92,20 @@ def upload(mirrors: Mirrors, run: FakeRun, *steps: int, **options: Any) -> Check
         assert writer.wait(DEADLINE), writer.trouble
     writer.close(DEADLINE)
     return writer
+
+
+def meanwhile(bucket: Bucket, when: Callable[[Asked], bool], act: Callable[[], Any]) -> None:
+    """Do something while the first request of a kind is on its way."""
+    note, acted = bucket.server._note, threading.Event()
+
+    def wrapped(asked: Asked) -> str:
+        if when(asked) and not acted.is_set():
+            acted.set()
+            act()
+        return note(asked)
+
+    # Not in the rule: the proxy asks that of one request at a time.
+    bucket.server._note = wrapped  # type: ignore[method-assign]
 
 
 def settle(writer: CheckpointMirror) -> None:
@@ -176,6 +193,27 @@ def test_s3_that_fails_stalls_and_corrupts(
 
 
 LONG = [pytest.param(fault, marks=pytest.mark.long) for fault in ("403 AccessDenied", "drop")]
+
+
+@pytest.mark.parametrize(
+    ("operation", "fault"), [("UploadPart", "flip-upload"), ("GetObject", "flip-download")]
+)
+def test_a_piece_that_arrives_changed_is_sent_again(
+    bucket: Bucket, mirrors: Mirrors, tmp_path: Path, operation: str, fault: str
+) -> None:
+    run = FakeRun(tmp_path / "demo", num_bytes=6 * MIB)
+    first = []
+
+    def rule(asked: Asked) -> str | None:
+        if asked.operation == operation and "step-" in asked.key and not first:
+            first.append(asked)
+            return fault
+        return None
+
+    bucket.server.clear(rule)
+    upload(mirrors, run, 1)
+    assert first and assert_clean(bucket, AT).step == 1
+    assert mirrors.said == []
 
 
 @pytest.mark.parametrize("fault", ["503 SlowDown", "400 ExpiredToken", *LONG])
@@ -276,7 +314,6 @@ def test_a_writer_that_was_taken_over_touches_nothing(
     other = mirrors()
     assert other.restore(elsewhere.folder) == 1
     other.claim()
-    assert other.wait(DEADLINE) and not other.taken_over
     other.submit(elsewhere.folder, elsewhere.save(2))
     assert other.wait(DEADLINE)
     settle(other)
@@ -290,6 +327,29 @@ def test_a_writer_that_was_taken_over_touches_nothing(
     assert {asked.operation for asked in bucket.server.asked} == {"GetObject"}
     assert len([line for line in mirrors.said if "took over the mirror" in line]) == 1
     assert assert_clean(bucket, AT).step == 2
+
+
+def test_a_late_write_of_a_former_writer_is_refused(
+    bucket: Bucket, mirrors: Mirrors, run: FakeRun, tmp_path: Path
+) -> None:
+    former = mirrors()
+    former.submit(run.folder, run.save(1))
+    assert former.wait(DEADLINE)
+    elsewhere = tmp_path / "elsewhere" / "demo"
+
+    def take_over() -> None:
+        other = mirrors()
+        assert other.restore(elsewhere) == 1
+        other.claim()
+        until(lambda: other._writer._latest, "it has the mirror")
+
+    meanwhile(
+        bucket, lambda asked: (asked.operation, asked.key) == ("PutObject", f"{AT}/latest.json"), take_over
+    )
+    former.submit(run.folder, run.save(2, keep_last=1, is_best=True))
+    assert not former.wait(DEADLINE) and former.taken_over
+    latest = whole_latest(bucket, AT)
+    assert latest.step == 1 and latest.writer != former._writer._id
 
 
 def fight(bucket: Bucket, mirrors: Mirrors, tmp_path: Path, rounds: int) -> None:
@@ -351,7 +411,7 @@ def test_two_writers_fight_and_answers_get_lost(bucket: Bucket, mirrors: Mirrors
 
 @pytest.mark.long
 def test_many_writers_fight(bucket: Bucket, mirrors: Mirrors, tmp_path: Path) -> None:
-    fight(bucket, mirrors, tmp_path, rounds=150)
+    fight(bucket, mirrors, tmp_path, rounds=60)
 
 
 def test_a_mirror_that_is_further_is_left_alone_until_it_is_passed(
@@ -451,17 +511,12 @@ def test_the_rest_is_used_where_other_objects_are_damaged(
 
 def test_it_moves_on_while_it_is_read(bucket: Bucket, mirrors: Mirrors, run: FakeRun, tmp_path: Path) -> None:
     upload(mirrors, run, 1, 2)
-    moved = threading.Event()
-
-    def move(asked: Asked) -> None:
-        if asked.operation == "GetObject" and "step-00000002" in asked.key and not moved.is_set():
-            moved.set()
-            upload(mirrors, run, 3, 4, 5, is_best=True)  # its objects are deleted under the reader
-
-    # The proxy asks its rule one request at a time: the other writer goes past it.
-    server = bucket.server
-    note = server._note
-    server._note = lambda asked: (move(asked), note(asked))[1]  # type: ignore[method-assign]
+    # Its objects are deleted under the reader.
+    meanwhile(
+        bucket,
+        lambda asked: asked.operation == "GetObject" and "step-00000002" in asked.key,
+        lambda: upload(mirrors, run, 3, 4, 5, is_best=True),
+    )
     fresh = tmp_path / "fresh" / "demo"
     assert mirrors().restore(fresh) == 5
     assert not [line for line in mirrors.said if "warning" in line], "nothing was damaged"
@@ -623,6 +678,26 @@ def test_killed_in_a_restore(
         assert_restored(fresh, run)
         number += stride
     assert code == 0 and number > 5
+
+
+@pytest.mark.long
+def test_a_stalled_s3_keeps_no_process_alive(bucket: Bucket, run: FakeRun) -> None:
+    run.save(1)
+    bucket.server.clear(lambda asked: "stall:120")
+    code = (
+        "from pathlib import Path\n"
+        "from train.checkpoint import CheckpointStore\n"
+        "from train.checkpoint.mirror import CheckpointMirror\n"
+        f"folder = Path({str(run.folder)!r})\n"
+        f"mirror = CheckpointMirror({bucket.at(AT)!r})\n"
+        "mirror.submit(folder, CheckpointStore(folder / 'checkpoints').manifest())\n"
+        "print(mirror.wait(timeout_seconds=0.5))\n"
+        "mirror.close()\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE, check=False
+    )
+    assert (process.returncode, process.stdout) == (0, "False\n"), process.stderr
 
 
 # python -m train check
