@@ -406,7 +406,7 @@ def fight(bucket: Bucket, mirrors: Mirrors, tmp_path: Path, rounds: int) -> None
 
 
 def test_two_writers_fight_and_answers_get_lost(bucket: Bucket, mirrors: Mirrors, tmp_path: Path) -> None:
-    fight(bucket, mirrors, tmp_path, rounds=4)
+    fight(bucket, mirrors, tmp_path, rounds=3)
 
 
 @pytest.mark.long
@@ -648,7 +648,7 @@ def kill_saves(bucket: Bucket, nursery: Nursery, tmp_path: Path, fault: str, str
 
 
 def test_killed_in_a_save(bucket: Bucket, nursery: Nursery, tmp_path: Path) -> None:
-    kill_saves(bucket, nursery, tmp_path, "kill-after", stride=5)
+    kill_saves(bucket, nursery, tmp_path, "kill-after", stride=7)
 
 
 @pytest.mark.long
