@@ -9,24 +9,48 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
+
+from botocore.exceptions import ClientError
 
 from data_prep.s3_lock import LOCK_NAME, LockObject
-from data_prep.s3_requests import Damaged, checksum, client, fetch, read_object, retry, split_location
+from data_prep.s3_requests import (
+    Damaged,
+    TooLarge,
+    checksum,
+    client,
+    fetch,
+    read_object,
+    retry,
+    split_location,
+)
 from data_prep.storage import FileInfo, Folder, PiecewiseFile
 
 __all__ = ["S3Folder", "client", "read_object", "split_location"]
 
 CLEANING_ATTEMPTS = 3  # what remains is cleaned by the next start
+CONDITION_ATTEMPTS = 4  # of a conditional write that came back damaged, or met a conflict of a moment
+
+Result = TypeVar("Result")
 
 
 class S3Folder(Folder):
-    """The objects below a prefix."""
+    """The objects below a prefix.
 
-    def __init__(self, location: str) -> None:
+    Args:
+        attempts: of each request, see `retry`; None for its own number of them.
+    """
+
+    def __init__(self, location: str, attempts: int | None = None) -> None:
+        self._attempts = attempts
         self.bucket, prefix = split_location(location)
         self.prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
         self.location = f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    def retry(self, what: str, action: Callable[[], Result], most: int | None = None) -> Result:
+        """As `s3_requests.retry`, at most as often as this folder does it."""
+        attempts = [number for number in (self._attempts, most) if number is not None]
+        return retry(what, action, min(attempts, default=None))
 
     def files(self, below: str = "") -> list[FileInfo]:
         return self._list(self.prefix + (below.rstrip("/") + "/" if below else ""), {})
@@ -35,7 +59,7 @@ class S3Folder(Folder):
         return self._list(self.prefix, {"Delimiter": "/"})
 
     def _list(self, start: str, options: dict[str, str]) -> list[FileInfo]:
-        pages = _pages(
+        pages = self._pages(
             f"listing {self.location}",
             lambda place: client().list_objects_v2(Bucket=self.bucket, Prefix=start, **options, **place),
             {"ContinuationToken": "NextContinuationToken"},
@@ -50,7 +74,7 @@ class S3Folder(Folder):
 
     def info(self, name: str) -> FileInfo | None:
         try:
-            head = retry(
+            head = self.retry(
                 f"asking for {self.path_of(name)}",
                 lambda: client().head_object(Bucket=self.bucket, Key=self.prefix + name),
             )
@@ -59,11 +83,32 @@ class S3Folder(Folder):
         return FileInfo(name, head["ContentLength"], head["ETag"].strip('"'))
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        return read_object(self.path_of(name), offset, length)
+        return read_object(self.path_of(name), offset, length, self._attempts)
+
+    def read_with_etag(self, name: str, most_bytes: int) -> tuple[bytes | None, str]:
+        """A small object, and the ETag for `write_if`. FileNotFoundError.
+
+        The content is None where it is larger than `most_bytes`, or does not fit its checksum each time that
+        it comes.
+        """
+        tries, most_tries = 0, min(CONDITION_ATTEMPTS, self._attempts or CONDITION_ATTEMPTS)
+
+        def get() -> tuple[bytes | None, str]:
+            nonlocal tries
+            tries += 1
+            try:
+                content, answer = fetch(most_bytes, Bucket=self.bucket, Key=self.prefix + name)
+            except Damaged as error:
+                if error.etag and (tries == most_tries or isinstance(error, TooLarge)):
+                    return None, error.etag
+                raise
+            return content, str(answer["ETag"])
+
+        return self.retry(f"reading {self.path_of(name)}", get)
 
     def write(self, name: str, content: bytes) -> None:
         """As `Folder.write`; read back, since not every server that speaks S3 compares the checksum."""
-        where = {"Bucket": self.bucket, "Key": self.prefix + name}
+        where: dict[str, Any] = {"Bucket": self.bucket, "Key": self.prefix + name}
 
         def put() -> None:
             client().put_object(
@@ -75,12 +120,43 @@ class S3Folder(Folder):
             if fetch(**where)[0] != content:
                 raise Damaged("it came back with other bytes than were written")
 
-        retry(f"writing {self.path_of(name)}", put)
+        self.retry(f"writing {self.path_of(name)}", put)
+
+    def write_if(self, name: str, content: bytes, etag: str | None) -> str | None:
+        """Write a small object, if it still is what `etag` tells of (None: if there still is none).
+
+        A repeated request may meet what its own first attempt did, which counts as written: so `content` must
+        be unlike all that this or another writer ever wrote there.
+
+        Returns: its new ETag; None where another writer was faster, or the object was deleted.
+        """
+        where = {"Bucket": self.bucket, "Key": self.prefix + name}
+        sums = {"ChecksumAlgorithm": "CRC32C", "ChecksumCRC32C": checksum(content)}
+        for _ in range(CONDITION_ATTEMPTS):
+            condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+            written = None
+            with contextlib.suppress(FileNotFoundError, ClientError):  # the condition was refused
+                written = self.retry(
+                    f"writing {self.path_of(name)}",
+                    lambda condition=condition: client().put_object(  # type: ignore[misc]
+                        **where, Body=content, **sums, **condition
+                    )["ETag"],
+                )
+            try:
+                found, now = self.read_with_etag(name, len(content))
+            except FileNotFoundError:
+                return None
+            if found == content:
+                return now
+            if now not in (written, etag):
+                return None
+            etag = now  # damaged on the way there, or refused for a conflict that changed nothing
+        raise RuntimeError(f"writing {self.path_of(name)}: it came back with other bytes than were written")
 
     def delete(self, name: str) -> None:
         # No such bucket, no such object: S3 says nothing of the latter, its imitations do.
         with contextlib.suppress(FileNotFoundError):
-            retry(
+            self.retry(
                 f"deleting {self.path_of(name)}",
                 lambda: client().delete_object(Bucket=self.bucket, Key=self.prefix + name),
             )
@@ -90,7 +166,7 @@ class S3Folder(Folder):
 
     def unfinished(self, name: str = "") -> list[tuple[str, str]]:
         """(name, token) of the unfinished uploads below the prefix, or of those of one name."""
-        pages = _pages(
+        pages = self._pages(
             f"listing uploads of {self.path_of(name)}",
             lambda place: client().list_multipart_uploads(
                 Bucket=self.bucket, Prefix=self.prefix + name, **place
@@ -107,6 +183,22 @@ class S3Folder(Folder):
             if token != keep:
                 _MultipartUpload(self, name, token).abort()
 
+    def _pages(
+        self, what: str, ask: Callable[[dict[str, Any]], dict[str, Any]], markers: dict[str, str]
+    ) -> Iterator[dict[str, Any]]:
+        """The pages of a long answer, each tried again alone.
+
+        Args:
+            markers: argument of a request → field of the page before that it is.
+        """
+        place: dict[str, Any] = {}
+        while True:
+            page = self.retry(what, lambda place=place: ask(place))  # type: ignore[misc]
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            place = {argument: page[field] for argument, field in markers.items() if page.get(field)}
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[Callable[[], None]]:
         lock = LockObject(self.location, self.bucket, self.prefix + LOCK_NAME)
@@ -117,19 +209,6 @@ class S3Folder(Folder):
             lock.release()
 
 
-def _pages(
-    what: str, ask: Callable[[dict[str, Any]], dict[str, Any]], markers: dict[str, str]
-) -> Iterator[dict[str, Any]]:
-    """The pages of a long answer, each tried again alone; `markers`: argument → field of the page before."""
-    place: dict[str, Any] = {}
-    while True:
-        page = retry(what, lambda place=place: ask(place))  # type: ignore[misc]
-        yield page
-        if not page.get("IsTruncated"):
-            return
-        place = {argument: page[field] for argument, field in markers.items() if page.get(field)}
-
-
 class _MultipartUpload(PiecewiseFile):
     def __init__(self, folder: S3Folder, name: str, token: str | None) -> None:
         self._folder, self._name = folder, name
@@ -138,7 +217,7 @@ class _MultipartUpload(PiecewiseFile):
         self._parts: dict[int, dict[str, Any]] = {}
         self._mutex = threading.Lock()
         if token is None:
-            answer = retry(
+            answer = folder.retry(
                 f"beginning {self._location}",
                 lambda: client().create_multipart_upload(
                     **where, ChecksumAlgorithm="CRC32C", ChecksumType="COMPOSITE"
@@ -178,7 +257,7 @@ class _MultipartUpload(PiecewiseFile):
 
     def _while_there(self, action: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         try:
-            return retry(f"writing {self._location}", action)
+            return self._folder.retry(f"writing {self._location}", action)
         except FileNotFoundError:
             raise RuntimeError(
                 f"the unfinished {self._location} (or what is copied to it) was removed meanwhile, by a rule "
@@ -190,7 +269,7 @@ class _MultipartUpload(PiecewiseFile):
 
     def durable_pieces(self) -> set[int]:
         """Also takes them over for `finish`. FileNotFoundError: that upload is gone."""
-        pages = _pages(
+        pages = self._folder._pages(
             f"listing parts of {self._location}",
             lambda place: client().list_parts(**self._upload, **place),
             {"PartNumberMarker": "NextPartNumberMarker"},
@@ -203,7 +282,7 @@ class _MultipartUpload(PiecewiseFile):
     def finish(self, num_pieces: int, num_bytes: int) -> None:
         parts = [self._parts[number] for number in range(num_pieces)]
         try:
-            retry(
+            self._folder.retry(
                 f"finishing {self._location}",
                 lambda: client().complete_multipart_upload(**self._upload, MultipartUpload={"Parts": parts}),
             )
@@ -224,7 +303,7 @@ class _MultipartUpload(PiecewiseFile):
 
     def abort(self) -> None:
         with contextlib.suppress(FileNotFoundError):
-            retry(
+            self._folder.retry(
                 f"removing the unfinished {self._location}",
                 lambda: client().abort_multipart_upload(**self._upload),
                 CLEANING_ATTEMPTS,

@@ -31,7 +31,8 @@ class LockObject:
     """The lock of the writer of `location`, an object `key` of `bucket`."""
 
     def __init__(self, location: str, bucket: str, key: str) -> None:
-        self._location, self._where = location, {"Bucket": bucket, "Key": key}
+        self._location = location
+        self._where: dict[str, Any] = {"Bucket": bucket, "Key": key}
         self._owner = {"id": uuid.uuid4().hex, **_this_process()}
         self._etag = ""
         self._lost = False

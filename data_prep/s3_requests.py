@@ -61,7 +61,19 @@ _said = {"at": -SAY_EVERY_SECONDS}
 
 
 class Damaged(Exception):
-    """What came back is not what was sent; worth another attempt."""
+    """What came back is not what was sent; worth another attempt.
+
+    Attributes:
+        etag: of the object, or "" where its body did not come whole.
+    """
+
+    def __init__(self, reason: str, etag: str = "") -> None:
+        super().__init__(reason)
+        self.etag = etag
+
+
+class TooLarge(Damaged):
+    """An object is larger than anything that should be there; it was not read."""
 
 
 def client() -> Any:
@@ -94,32 +106,40 @@ def split_location(location: str) -> tuple[str, str]:
     return match[1], match[2] or ""
 
 
-def read_object(location: str, offset: int = 0, length: int | None = None) -> bytes:
-    """A range of an object; see `storage.read_range`."""
+def read_object(
+    location: str, offset: int = 0, length: int | None = None, attempts: int | None = None
+) -> bytes:
+    """A range of an object; see `storage.read_range`, and `retry` for `attempts`."""
     bucket, key = split_location(location)
     if length == 0:
         return b""
     until = "" if length is None else str(offset + length - 1)
-    span = {"Range": f"bytes={offset}-{until}"} if offset or length is not None else {}
+    span: dict[str, Any] = {"Range": f"bytes={offset}-{until}"} if offset or length is not None else {}
     try:
-        return retry(f"reading {location}", lambda: fetch(Bucket=bucket, Key=key, **span)[0])
+        return retry(f"reading {location}", lambda: fetch(Bucket=bucket, Key=key, **span)[0], attempts)
     except ClientError as error:
         if code_of(error) == "InvalidRange":
             return b""  # from the end of the object on, or an empty one
         raise
 
 
-def fetch(**where: str) -> tuple[bytes, dict[str, Any]]:
-    """One attempt to get an object (or `Range` of it): its whole body, and S3's answer."""
+def fetch(most_bytes: int | None = None, **where: Any) -> tuple[bytes, dict[str, Any]]:
+    """One attempt to get an object (or `Range` of it): its whole body, and S3's answer.
+
+    Raises:
+        Damaged: the body is cut short or does not fit its checksum, or is larger than `most_bytes`.
+    """
     answer = client().get_object(ChecksumMode="ENABLED", **where)
     with contextlib.closing(answer["Body"]) as body:
+        if most_bytes is not None and answer["ContentLength"] > most_bytes:
+            raise TooLarge(f"it has more than {most_bytes:,} bytes", answer["ETag"])
         content = body.read()
     if len(content) != answer["ContentLength"]:
         raise Damaged(f"{len(content)} of {answer['ContentLength']} bytes came")
     # botocore compares others, but not this one. What was put in parts has one of the parts' ("…-3").
     theirs = answer.get("ChecksumCRC32C", "-")
     if "-" not in theirs and "Range" not in where and theirs != checksum(content):
-        raise Damaged("other bytes came than S3 says it has")
+        raise Damaged("other bytes came than S3 says it has", answer["ETag"])
     return content, answer
 
 
@@ -135,11 +155,16 @@ def code_of(error: ClientError) -> str:
 def retry(what: str, action: Callable[[], Result], attempts: int | None = None) -> Result:
     """Do it, again with backoff where the fault may pass.
 
+    Args:
+        attempts: how often at most; where it is given, the caller has its own way to go on, and nothing is
+            printed.
+
     Raises:
         FileNotFoundError: no such object or upload.
         ClientError: a refused condition or range; the caller knows what it means.
         RuntimeError: everything else, as a sentence.
     """
+    quiet = attempts is not None
     attempts = attempts or MAX_ATTEMPTS
     for attempt in range(1, attempts + 1):
         try:
@@ -147,6 +172,7 @@ def retry(what: str, action: Callable[[], Result], attempts: int | None = None) 
         except ClientError as error:
             reason, passing = _judged(what, error), _is_passing(error)
         except NoCredentialsError:
+            _client.cache_clear()
             raise RuntimeError(
                 f"{what}: no AWS credentials were found: run aws configure, set AWS_PROFILE, or give the "
                 "instance a role"
@@ -161,12 +187,11 @@ def retry(what: str, action: Callable[[], Result], attempts: int | None = None) 
             raise RuntimeError(f"{what} failed ({reason})")
         if attempt < attempts:
             wait = random.uniform(0.5, 1.0) * min(MAX_WAIT_SECONDS, 0.25 * 2**attempt)
-            if attempt > 1:
+            if attempt > 1 and not quiet:
                 _say(f"{what}: {reason}; trying again in {wait:.0f} s")
             time.sleep(wait)
-    raise RuntimeError(
-        f"{what} failed {attempts} times ({reason}): run the same command again to go on from here"
-    )
+    advice = "" if quiet else ": run the same command again to go on from here"
+    raise RuntimeError(f"{what} failed {attempts} times ({reason}){advice}")
 
 
 def _judged(what: str, error: ClientError) -> str:
@@ -178,6 +203,8 @@ def _judged(what: str, error: ClientError) -> str:
         raise RuntimeError(f"{what}: there is no such bucket; make it, or check its name") from None
     if code in MISSING:
         raise FileNotFoundError(f"{what}: not found") from None
+    if code in (*DENIED, *EXPIRED):
+        _client.cache_clear()  # whoever tries again later gets the credentials of then
     if code in DENIED:
         raise RuntimeError(f"{what}: access denied ({code}): check the credentials' rights") from None
     if code in EXPIRED:

@@ -76,6 +76,7 @@ class FaultyS3:
         self.asked: list[Asked] = []
         self._counts: Counter[str] = Counter()
         self._mutex = threading.Lock()
+        self._conditions = threading.Lock()  # S3 compares and writes at once, moto one after the other
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -171,9 +172,11 @@ class FaultyS3:
                 if self.moto is None:
                     self.moto = http.client.HTTPConnection("127.0.0.1", proxy.port)
                 headers = {k: v for k, v in self.headers.items() if k not in ("Expect", "Connection")}
-                self.moto.request(self.command, self.path, body, headers)
-                answer = self.moto.getresponse()
-                return answer.status, answer.getheaders(), answer.read()
+                conditional = self.command == "PUT" and bool({"If-Match", "If-None-Match"} & set(headers))
+                with proxy._conditions if conditional else contextlib.nullcontext():
+                    self.moto.request(self.command, self.path, body, headers)
+                    answer = self.moto.getresponse()
+                    return answer.status, answer.getheaders(), answer.read()
 
             def _answer(
                 self, status: int, headers: list[tuple[str, str]], content: bytes, fault: str

@@ -325,3 +325,71 @@ def test_no_secret_is_ever_printed(
     printed = "".join(capfd.readouterr()) + str(caught.value)
     assert len(re.findall("SlowDown; trying again", printed)) == 1, "one line, not one a request"
     assert SECRET not in printed and "AWS4-HMAC" not in printed and "dummy" not in printed
+
+
+def test_a_conditional_write_is_done_once_or_by_another(bucket: Bucket, folder: S3Folder) -> None:
+    faults = (None, "drop-answer", "drop", "503 SlowDown", "409 ConditionalRequestConflict", "flip-upload")
+    etag = None
+    for number, fault in enumerate(faults):
+        bucket.server.clear(first("PutObject", fault or ""))
+        content, former = f"{number}{fault}".encode(), etag
+        etag = folder.write_if("x", content, etag)
+        assert etag is not None and folder.read_with_etag("x", 100) == (content, etag), fault
+        assert bucket.get(folder.prefix + "x") == content
+        bucket.server.clear()
+        for outdated in (None, former, '"another"'):
+            assert folder.write_if("x", b"late", outdated) is None
+    # The answer is lost, and before the request is repeated another writer comes.
+    bucket.server.clear(
+        lambda asked: (
+            "drop-answer"
+            if (asked.operation, asked.nth) == ("PutObject", 1)
+            else bucket.put(folder.prefix + "x", b"another's")  # type: ignore[func-returns-value]
+            if asked.operation == "PutObject"
+            else None
+        )
+    )
+    assert folder.write_if("x", b"mine", etag) is None
+    bucket.server.clear()
+    folder.delete("x")
+    assert folder.write_if("x", b"mine", etag) is None, "it was deleted"
+    assert bucket.files() == {}
+
+
+def test_small_objects_are_bounded_and_checked(bucket: Bucket, folder: S3Folder) -> None:
+    folder.write("x", b"0123456789")
+    content, etag = folder.read_with_etag("x", 10)
+    assert content == b"0123456789"
+    assert folder.read_with_etag("x", 9) == (None, etag)
+    bucket.server.clear(first("GetObject", "flip-download"))
+    assert folder.read_with_etag("x", 10) == (content, etag)
+    bucket.server.clear(lambda asked: "flip-download" if asked.operation == "GetObject" else None)
+    assert folder.read_with_etag("x", 10) == (None, etag), "whoever may write it anew needs its ETag"
+    with pytest.raises(FileNotFoundError):
+        folder.read_with_etag("y", 10)
+
+
+def test_a_folder_may_be_less_patient_and_silent(
+    bucket: Bucket, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_requests, "_said", {"at": -99.0})
+    bucket.server.clear(lambda asked: "503 SlowDown")
+    hasty = S3Folder(bucket.at("set"), attempts=3)
+    with pytest.raises(RuntimeError, match=r"failed 3 times \(SlowDown\)$"):
+        hasty.read("x")
+    with pytest.raises(RuntimeError, match=r"failed 3 times \(SlowDown\)$"):
+        hasty.files()
+    assert len(bucket.server.asked) == 6 and capfd.readouterr().err == ""
+
+
+def test_new_credentials_are_taken_up(
+    bucket: Bucket, folder: S3Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.server.clear(first("PutObject", "400 ExpiredToken"))
+    before = s3_requests.client()
+    with pytest.raises(RuntimeError, match="have expired"):
+        folder.write("x", b"")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "renewed")
+    folder.write("x", b"")
+    assert s3_requests.client() is not before
+    assert s3_requests.client()._request_signer._credentials.access_key == "renewed"
