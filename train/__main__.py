@@ -69,25 +69,36 @@ def _train(recipe: Recipe, default_name: str, fork: bool) -> int:
     from train.distributed import distributed, lost_rank
     from train.loop import train
     from train.preemption import stop_with_parent
-    from train.run_folder import locked, open_run_folder, read_status, write_status
+    from train.run_folder import (
+        begin_run_folder,
+        choose_run_folder,
+        locked,
+        read_status,
+        restored_mirror,
+        write_status,
+    )
     from train.startup import Startup
 
     startup = Startup()
     stop_with_parent()
     rank = os.environ.get("RANK", "0")
     folder: Path | None = None
+    mirror = None  # of the primary rank
     with contextlib.ExitStack() as stack:
         try:
             ranks = stack.enter_context(distributed())
 
             def open_and_lock() -> Path:
-                opened = open_run_folder(recipe, default_name, fork)
+                nonlocal mirror
+                opened = choose_run_folder(recipe, default_name, fork)
                 stack.enter_context(locked(opened))
+                mirror = restored_mirror(opened, recipe.checkpoint)
+                begin_run_folder(opened, recipe)
                 return opened
 
             folder = ranks.on_primary(open_and_lock)
             startup.mark("ranks")
-            summary = train(recipe, folder, ranks, startup)
+            summary = train(recipe, folder, ranks, startup, mirror)
         except Exception as error:
             sentence = lost_rank(error) or str(error) or type(error).__name__
             if not isinstance(error, ValueError | RuntimeError | OSError):

@@ -13,7 +13,7 @@ import torch
 from data_prep.manifest import Manifest, check_size, load_index, load_keys, load_manifest
 from data_prep.storage import LocalFolder, crc32c, is_s3
 from data_prep.verify import beton_fault
-from train.checkpoint import CheckpointStore, load_checkpoint
+from train.checkpoint import CheckpointStore, load_checkpoint, mirror_fault
 from train.config import Recipe
 from train.cost import Budget, find_price
 from train.data.device_augment import DeviceAugment
@@ -187,6 +187,9 @@ def _run_faults(recipe: Recipe, default_name: str) -> list[str]:
             load_checkpoint(store.folder / entry.name)
         except ValueError as error:
             faults.append(str(error))
+    if recipe.checkpoint.mirror is not None:
+        fault = mirror_fault(f"{recipe.checkpoint.mirror.rstrip('/')}/{folder.name}")
+        faults += [fault] if fault is not None else []
     return faults + _writable_fault(recipe.run.folder)
 
 

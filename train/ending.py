@@ -10,11 +10,11 @@ from typing import Any, NoReturn
 from data_prep.storage import write_atomically
 from train.checkpoint import CheckpointEntry, CheckpointStore
 from train.models.build import num_parameters
-from train.preemption import StopFlag
+from train.preemption import REASONS, SPOT, TAKEN_OVER, StopFlag
 from train.reporting import log_validation
 from train.run import Run
 from train.run_folder import METRICS_NAME, SUMMARY_NAME, write_status
-from train.saving import END_SECONDS, SIGNAL_SECONDS, finish_writing, save
+from train.saving import END_SECONDS, MIRROR_SECONDS, SIGNAL_SECONDS, SPOT_SECONDS, finish_writing, save
 from train.throughput import model_flops_utilization, peak_memory_bytes
 from train.tracking.console import Console
 from train.validation import ValidationResult
@@ -32,13 +32,32 @@ def stop_in_good_order(run: Run, reason: str) -> None:
     run.damage.gather()  # the next start may not meet them again
     save(run, is_best=False)
     finish_writing(run, SIGNAL_SECONDS)
-    if run.ranks.is_primary:
+    if not run.ranks.is_primary:
+        return
+    if reason == REASONS[TAKEN_OVER]:
+        # Started again, it would take the run back, and so on for ever.
+        write_status(run.folder, "failed", "another machine goes on with this run: its mirror was taken over")
+    else:
         write_status(run.folder, "restart", reason)
+    run.console.say(f"stopped by {reason} at step {run.progress.step}; the same command goes on from there")
+    finish_mirroring(run, SPOT_SECONDS if reason == REASONS[SPOT] else MIRROR_SECONDS)
+    if run.mlflow is not None:
+        run.mlflow.finish("KILLED")
+
+
+def finish_mirroring(run: Run, timeout_seconds: float) -> None:
+    """Wait for what is under way to S3, and say how it stands; the primary rank only."""
+    mirror = run.mirror
+    if mirror is None or mirror.taken_over:
+        return
+    if mirror.wait(timeout_seconds):
+        run.console.say(f"all of it is in {mirror.location}")
+    else:
         run.console.say(
-            f"stopped by {reason} at step {run.progress.step}; the same command goes on from there"
+            f"warning: the last checkpoint is not in {mirror.location} yet ({mirror.trouble or 'too slow'}); it "
+            f"is in {run.folder}, and is mirrored when the run goes on here"
         )
-        if run.mlflow is not None:
-            run.mlflow.finish("KILLED")
+    mirror.close()
 
 
 def end_by_budget(run: Run, results: dict[str, ValidationResult]) -> dict[str, Any]:
@@ -73,6 +92,7 @@ def finish_run(run: Run, stopped_because: str) -> dict[str, Any]:
     summary = _summary(run, stopped_because, best)
     if not run.ranks.is_primary:
         return summary
+    finish_mirroring(run, END_SECONDS)
     path = run.folder / SUMMARY_NAME
     write_atomically(path, (json.dumps(summary, indent=1) + "\n").encode())
     if run.mlflow is not None:

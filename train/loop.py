@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from train.build_run import build_run, set_training_mode, train_part
+from train.checkpoint import CheckpointMirror
 from train.clip import total_grad_norm
 from train.config import Recipe
 from train.data.batch import Batch, Targets
@@ -52,12 +53,17 @@ NON_FINITE = (
 
 
 def train(
-    recipe: Recipe, folder: Path, ranks: Ranks, startup: Startup | None = None
+    recipe: Recipe,
+    folder: Path,
+    ranks: Ranks,
+    startup: Startup | None = None,
+    mirror: CheckpointMirror | None = None,
 ) -> dict[str, Any] | None:
     """Train in `folder` from where it stands; the summary, or None after a planned stop.
 
     Args:
         startup: marks on the way here, for the line that says where the first seconds went.
+        mirror: of this run; on the primary rank.
 
     Raises:
         ValueError: recipe and data do not go together.
@@ -79,7 +85,7 @@ def train(
             return None
         startup.mark("data")
         run = build_run(recipe, folder, data, ranks, stop, console)
-        run.began, run.startup = began, startup
+        run.began, run.startup, run.mirror = began, startup, mirror
         run.startup.mark("model")
         return train_to_the_end(run)
 

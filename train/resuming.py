@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
 from torch import nn
 
-from train.checkpoint import CheckpointStore, CheckpointWriter, load_checkpoint
+from train.checkpoint import CheckpointManifest, CheckpointStore, CheckpointWriter, load_checkpoint
 from train.config import flatten
 from train.data.batch import Targets
 from train.distributed import describe_hardware
 from train.fork import origin_of
 from train.optim import set_peak_lr
+from train.preemption import TAKEN_OVER
 from train.run import Progress, Run
 from train.saving import load_rank_state
 from train.tracking.mlflow_run import MlflowRun
@@ -33,7 +35,7 @@ def resume_or_start(run: Run) -> bool:
         if state is None:
             run.damage.start_over()
         run.writer = CheckpointWriter(
-            store, run.recipe.checkpoint.keep_last, run.console.say, run.metrics.sync
+            store, run.recipe.checkpoint.keep_last, run.console.say, run.metrics.sync, _announced(run)
         )
         if run.recipe.tracking.mlflow:
             run.mlflow = MlflowRun(
@@ -54,6 +56,16 @@ def resume_or_start(run: Run) -> bool:
     elif run.recipe.lr_finder.enabled:
         return run_lr_finder(run)
     return True
+
+
+def _announced(run: Run) -> Callable[[CheckpointManifest], None]:
+    """What is to be done when a checkpoint is on the disk; called in the writer's thread."""
+    mirror = run.mirror
+    if mirror is None:
+        return lambda manifest: None
+    mirror.on_taken_over = lambda: run.stop.raise_for(TAKEN_OVER)
+    mirror.claim()
+    return lambda manifest: mirror.submit(run.folder, manifest)
 
 
 def _latest_name(store: CheckpointStore, run: Run) -> str | None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from data_prep.manifest import Manifest
-from train.checkpoint import Cadence, CheckpointWriter
+from train.checkpoint import Cadence, CheckpointMirror, CheckpointWriter
 from train.config import Recipe
 from train.cost import Budget, Price
 from train.damage import DamageLog
@@ -100,6 +100,7 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     startup: Startup = field(default_factory=Startup)
     writer: CheckpointWriter | None = None  # of the primary rank
+    mirror: CheckpointMirror | None = None  # of the primary rank, where the recipe has one
     mlflow: MlflowRun | None = None
     learning_rate: float = 0.0  # of the current step
     num_done: int = 0  # steps of this start

@@ -16,7 +16,8 @@ import yaml
 from pydantic import ValidationError
 
 from data_prep.storage import FolderInUse, exclusive_lock, write_atomically
-from train.config import Recipe, dump_recipe, flatten
+from train.checkpoint import CheckpointMirror, CheckpointStore
+from train.config import CheckpointSection, Recipe, dump_recipe, flatten
 from train.fork import fork_run
 
 RECIPE_NAME = "recipe.yaml"
@@ -47,7 +48,14 @@ FREE_KEYS = (
 
 
 def open_run_folder(recipe: Recipe, default_name: str, fork: bool = False) -> Path:
-    """The folder of this training, made or found, with `recipe.yaml` in it.
+    """The folder of this training, made or found, with `recipe.yaml` in it; see the two parts of it."""
+    folder = choose_run_folder(recipe, default_name, fork)
+    begin_run_folder(folder, recipe)
+    return folder
+
+
+def choose_run_folder(recipe: Recipe, default_name: str, fork: bool = False) -> Path:
+    """The folder of this training; made where it is new.
 
     An unfinished run of that name goes on. A finished one is left alone: with no `run.name` given, the next
     free `name-2` is taken.
@@ -57,7 +65,7 @@ def open_run_folder(recipe: Recipe, default_name: str, fork: bool = False) -> Pa
             that was forked with this recipe before goes on itself.
 
     Raises:
-        ValueError: the named run is finished, or was started with another recipe; names the differences.
+        ValueError: the named run is finished.
     """
     name = recipe.run.name or default_name
     folder = recipe.run.folder / name
@@ -72,6 +80,16 @@ def open_run_folder(recipe: Recipe, default_name: str, fork: bool = False) -> Pa
             )
         folder = recipe.run.folder / f"{name}-{number}"
         number += 1
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def begin_run_folder(folder: Path, recipe: Recipe) -> None:
+    """Write `recipe.yaml`, where it goes together with what is there.
+
+    Raises:
+        ValueError: the run was started with another recipe; names the differences.
+    """
     differences = recipe_differences(folder, recipe)
     if differences and not has_checkpoint(folder):
         # It failed, or was stopped, before there was anything to go on with: this start is the first.
@@ -82,10 +100,24 @@ def open_run_folder(recipe: Recipe, default_name: str, fork: bool = False) -> Pa
             f"run {folder.name} was started with another recipe ({'; '.join(differences[:5])}): choose "
             "another run.name, go back to that recipe, or go on from here under a name of its own: --fork"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / STATUS_NAME).unlink(missing_ok=True)
     write_atomically(folder / RECIPE_NAME, dump_recipe(recipe).encode())
-    return folder
+
+
+def restored_mirror(folder: Path, config: CheckpointSection) -> CheckpointMirror | None:
+    """The mirror of this run, where there is one; what it has newer is brought to `folder` first.
+
+    Raises:
+        ValueError, RuntimeError: there is no checkpoint here, and the mirror's cannot be had.
+    """
+    if config.mirror is None:
+        return None
+    mirror = CheckpointMirror(f"{config.mirror.rstrip('/')}/{folder.name}")
+    with contextlib.suppress(ValueError):  # nothing here is whole: the mirror may have it
+        CheckpointStore(folder / "checkpoints").latest()  # unlists what is damaged
+    if (step := mirror.restore(folder)) is not None:
+        print(f"brought step {step} of this run from {mirror.location}", flush=True)
+    return mirror
 
 
 def _forked(source: Path, recipe: Recipe) -> Path:

@@ -14,6 +14,8 @@ from train.config import dump_recipe
 from train.run import Run
 
 SPOT_SECONDS, SIGNAL_SECONDS = 60.0, 15.0  # a spot notice leaves two minutes, torchrun half a one
+MIRROR_SECONDS = 10.0  # more of that half minute, for S3
+ERROR_SECONDS = 5.0
 END_SECONDS = 120.0  # for a disk that was full at the end to become free
 
 
@@ -148,3 +150,6 @@ def close_writer(run: Run) -> None:
         with contextlib.suppress(RuntimeError):
             run.writer.finish(SIGNAL_SECONDS)
         run.writer.close()
+    if run.mirror is not None:
+        run.mirror.wait(ERROR_SECONDS)
+        run.mirror.close()

@@ -1,6 +1,7 @@
 """Checkpoints: what a run needs to go on, written so that no death of a process or machine loses it."""
 
 from train.checkpoint.cadence import Cadence
+from train.checkpoint.mirror import CheckpointMirror, mirror_fault
 from train.checkpoint.store import (
     BEST_NAME,
     BEST_WEIGHTS_NAME,
@@ -25,9 +26,11 @@ __all__ = [
     "Cadence",
     "CheckpointEntry",
     "CheckpointManifest",
+    "CheckpointMirror",
     "CheckpointStore",
     "CheckpointWriter",
     "load_checkpoint",
+    "mirror_fault",
     "missing_keys",
     "state_sha256",
 ]

@@ -46,6 +46,7 @@ class CheckpointMirror:
 
     Attributes:
         taken_over: another writer has the mirror; this one touches nothing any more.
+        on_taken_over: called once then, from the thread.
         trouble: why the last attempt failed, or None where it went well.
     """
 
@@ -59,7 +60,7 @@ class CheckpointMirror:
         Args:
             location: s3://bucket/prefix/run-name.
             say: takes a sentence for the user; called from the thread, too.
-            on_taken_over: called once, from the thread.
+            on_taken_over: see the attribute.
 
         Raises:
             ValueError, RuntimeError: the location names no bucket, boto3 is missing.
@@ -67,7 +68,7 @@ class CheckpointMirror:
         self.location = location
         self.taken_over = False
         self.trouble: str | None = None
-        self._user_say, self._on_taken_over = say, on_taken_over
+        self._user_say, self.on_taken_over = say, on_taken_over
         self._writer = MirrorWriter(_s3_folder(location, ATTEMPTS), self._say)
         self._pending: State | None = None
         self._is_busy = self._is_closed = self._is_hurried = self._is_claiming = False
@@ -237,7 +238,7 @@ class CheckpointMirror:
                 old.close()
         self._say(f"another process took over the mirror {self.location}: this one no longer writes to it")
         with contextlib.suppress(Exception):
-            self._on_taken_over()
+            self.on_taken_over()
 
     def _say(self, sentence: str) -> None:
         with contextlib.suppress(Exception):  # a console that is gone ends no training
