@@ -53,9 +53,10 @@ def finish_mirroring(run: Run, timeout_seconds: float) -> None:
     if mirror.wait(timeout_seconds):
         run.console.say(f"all of it is in {mirror.location}")
     else:
+        why = mirror.trouble or "too slow"
         run.console.say(
-            f"warning: the last checkpoint is not in {mirror.location} yet ({mirror.trouble or 'too slow'}); it "
-            f"is in {run.folder}, and is mirrored when the run goes on here"
+            f"warning: the last checkpoint is not in {mirror.location} yet ({why}); it is in {run.folder}, "
+            "and is mirrored when the run goes on here"
         )
     mirror.close()
 

@@ -79,7 +79,8 @@ def test_training_goes_on_while_the_disk_takes_nothing(
         assert mount("-o", "remount,ro", str(small_disk))
     said = read_until(process, lambda line: words in line)
     assert "; that of step " in said.splitlines()[-1] and " stands" in said.splitlines()[-1]
-    read_until(process, lambda line: "takes no rows" in line) if "takes no rows" not in said else None
+    if "takes no rows" not in said:
+        read_until(process, lambda line: "takes no rows" in line)
     time.sleep(1)  # it trains on
     if trouble == "read-only":
         assert mount("-o", "remount,rw", str(small_disk))
@@ -108,9 +109,7 @@ def test_a_disk_that_stays_full_ends_in_a_sentence_and_the_run_can_go_on(
     assert process.returncode == 1 and "the last checkpoint could not be written" in output, output
     assert "is full: free some space" in output and "Traceback" not in output
     ballast.unlink()
-    again = run(
-        *words[:-4], "schedule.phases=[{kind: constant, epochs: 400}]", *FREQUENT, "budget.max_usd=0.0001"
-    )
+    again = run(*words, "budget.max_usd=0.0001")
     assert again.returncode == 0 and "going on from step-" in again.stdout, again.stdout + again.stderr
 
 
@@ -127,7 +126,7 @@ def test_too_few_open_files_and_no_permission_are_sentences(
         timeout=120,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24)),
     )
-    assert few.returncode == 1 and "too many files open" in few.stderr.lower(), few.stderr
+    assert few.returncode == 1 and "too many open files" in few.stderr.lower(), few.stderr
     assert "Traceback" not in few.stderr
     forbidden = run("train", str(recipe), "run.folder=/proc/nowhere")
     assert forbidden.returncode == 1 and "Traceback" not in forbidden.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -14,7 +15,9 @@ import pytest
 import torch
 
 from data_prep.manifest import Manifest
+from tests.integration.fake_imds import FakeMetadata
 from tests.integration.launch import command, environment, read_json, run, start, write_recipe
+from tests.integration.s3_server import SECRET, Bucket
 from tests.integration.test_training import wait_for_step
 from train.checkpoint import CheckpointStore, load_checkpoint
 from train.tracking.metrics_file import read_metrics
@@ -133,8 +136,6 @@ def test_a_killed_rank_is_started_again_by_torchrun_and_changes_nothing(
 
 
 def test_another_recipe_is_refused_and_may_fork(calm: tuple[Path, Path], tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(calm[1], tmp_path / "first")
     (tmp_path / "first" / "status.json").unlink()  # as if it had been stopped
     words = ("train", str(calm[0]), f"run.folder={tmp_path}", "run.name=first", *FULL)
@@ -180,3 +181,32 @@ def test_sample_ids_on_another_number_of_ranks(
         assert len(set().union(*seen[20 * epoch : 20 * epoch + 20])) == 160  # of 160, none twice
     steps = [row["step"] for row in rows_of(folder) if row["split"] == "train"]
     assert steps == list(range(3, 61, 3))
+
+
+def test_a_spot_notice_saves_to_s3_and_another_machine_goes_on(
+    calm: tuple[Path, Path], tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noticed on one rank, agreed on by both; nothing but the bucket is left, and the end is the same."""
+    words = ("train", str(calm[0]), f"run.folder={tmp_path}", "run.name=moved", *FULL)
+    words = (*words, f"checkpoint.mirror={bucket.at('runs')}", "preemption.poll_seconds=0.1")
+    folder = tmp_path / "moved"
+    with FakeMetadata() as metadata:
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata.url)
+        monkeypatch.delenv("AWS_EC2_METADATA_DISABLED")
+        process = start(*words, num_ranks=2)
+        wait_for_step(folder, 25, process)
+        metadata.interrupt()
+        output = process.communicate(timeout=110)[0]
+    assert process.returncode == 0, output
+    assert read_json(folder / "status.json") == {"status": "restart", "reason": "spot interruption notice"}
+    assert f"all of it is in {bucket.at('runs/moved')}" in output, output
+    stopped_at = load_checkpoint(next(iter(sorted(folder.glob("checkpoints/step-*.pt"), reverse=True))))
+    shutil.rmtree(folder)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    again = run(*words, num_ranks=2)
+    assert again.returncode == 0, again.stdout + again.stderr
+    step = stopped_at["progress"]["step"]
+    assert f"brought step {step} of this run" in again.stdout and f"step {step}\n" in again.stdout
+    assert differences(final_state(calm[1]), final_state(folder)) == []
+    assert rows_of(folder) == rows_of(calm[1])
+    assert SECRET not in again.stdout + again.stderr + output

@@ -25,13 +25,14 @@ from train.checkpoint.snapshot import Snapshot, SnapshotPool
 from train.checkpoint.store import CheckpointManifest, CheckpointStore
 
 RETRY_SECONDS = 2.0  # between attempts, where somebody waits for the last one
+SAY_EVERY_SECONDS = 60.0
 SPOILT = (
     "weights or statistics are non-finite at step {step}: lower optimizer.peak_lr, or use "
     "precision.mode=fp32; the last checkpoint is from before that"
 )
 
 
-@dataclass
+@dataclass(eq=False)
 class _Job:
     snapshot: Snapshot
     step: int
@@ -67,7 +68,9 @@ class CheckpointWriter:
         self._pool = SnapshotPool()
         self._jobs: list[_Job] = []
         self._is_busy = True  # with what a crash may have left
-        self._is_closed = False
+        self._is_closed = self._is_awaited = False
+        self._num_submitted = 0
+        self._said_at = -SAY_EVERY_SECONDS
         self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="checkpoint writer", daemon=True)
         self._thread.start()
@@ -79,6 +82,7 @@ class CheckpointWriter:
             # Not begun yet, and a newer one is here. The best one is wanted all the same, unless this is it.
             outdated = [old for old in self._jobs if is_best or not old.is_best]
             self._jobs = [old for old in self._jobs if old not in outdated] + [job]
+            self._num_submitted += 1
             self._wake.notify_all()
         for old in outdated:
             self._pool.give_back(old.snapshot)
@@ -91,12 +95,14 @@ class CheckpointWriter:
         """
         deadline = time.monotonic() + timeout_seconds
         with self._wake:
+            self._is_awaited = True
+            self._wake.notify_all()
             while self.fault is None and (self._jobs or self._is_busy):
                 if (left := deadline - time.monotonic()) <= 0:
                     reason = self.trouble or f"it took longer than {timeout_seconds:.0f} s"
                     raise RuntimeError(f"the last checkpoint could not be written: {reason}")
-                self._wake.notify_all()
-                self._wake.wait(min(left, RETRY_SECONDS))
+                self._wake.wait(left)
+            self._is_awaited = False
         if self.fault is not None:
             raise RuntimeError(self.fault)
 
@@ -128,7 +134,16 @@ class CheckpointWriter:
                     self._jobs.insert(0, job)
                 self._wake.notify_all()
                 if not is_written:
-                    self._wake.wait()  # until the next is submitted, or somebody waits
+                    self._pause()
+
+    def _pause(self) -> None:
+        """After an attempt that failed: until the next is submitted, or a little where somebody waits."""
+        num_submitted = self._num_submitted
+        while self._num_submitted == num_submitted and not self._is_closed and self.fault is None:
+            if self._is_awaited:
+                self._wake.wait(RETRY_SECONDS)
+                return
+            self._wake.wait()
 
     def _is_outdated(self, job: _Job) -> bool:
         return any(newer.is_best or not job.is_best for newer in self._jobs)
@@ -150,8 +165,13 @@ class CheckpointWriter:
             self._write(job, state)
         except Exception as error:  # nothing that goes wrong here may end a training that can go on
             self.trouble = self._sentence(error)
-            self._say(f"warning: the checkpoint of step {job.step} was not written: {self.trouble}")
+            if time.monotonic() - self._said_at > SAY_EVERY_SECONDS:
+                self._said_at = time.monotonic()
+                self._say(f"warning: the checkpoint of step {job.step} was not written: {self.trouble}")
             return False
+        if self.trouble is not None:
+            self._said_at = -SAY_EVERY_SECONDS
+            self._say(f"checkpoints are written again: step {job.step}")
         self.trouble = None
         self.written_step = job.step
         return True
