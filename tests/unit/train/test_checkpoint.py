@@ -221,6 +221,32 @@ def test_disk_that_is_full_costs_a_warning_until_it_is_free(
     assert load_checkpoint(tmp_path / "best.pt")["step"] == 2
 
 
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EROFS, "is on a read-only disk: mount it for writing"),
+        (errno.EACCES, "may not be written to: change its permissions"),
+        (errno.EMFILE, "too many files open: raise the limit"),
+        (errno.EIO, "Input/output error"),
+    ],
+)
+def test_other_troubles_of_a_disk_are_sentences(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    case = Writer(tmp_path)
+    case.writer.submit(state(1), 1, True)
+    case.writer.finish(20)
+
+    def fail(*arguments: object) -> int:
+        raise OSError(number, "an error of the test")
+
+    monkeypatch.setattr(store_module._HashedFile, "write", fail)
+    case.writer.submit(state(2), 2, True)
+    with pytest.raises(RuntimeError, match=words):
+        case.writer.finish(0.3)
+    assert load_checkpoint(tmp_path / "best.pt")["step"] == 1 and "that of step 1 stands" in case.said[0]
+
+
 def test_spoilt_weights_replace_nothing_and_are_a_fault(tmp_path: Path) -> None:
     case = Writer(tmp_path)
     case.writer.submit(state(1), 1, True)
