@@ -13,6 +13,7 @@ from train.checkpoint.store import (
     missing_keys,
     state_sha256,
 )
+from train.checkpoint.untrusted import UnsafeFile, read_checkpoint_file, read_torch_file
 
 __all__ = [
     "BEST_NAME",
@@ -23,7 +24,10 @@ __all__ = [
     "CheckpointEntry",
     "CheckpointManifest",
     "CheckpointStore",
+    "UnsafeFile",
     "load_checkpoint",
     "missing_keys",
+    "read_checkpoint_file",
+    "read_torch_file",
     "state_sha256",
 ]

@@ -20,7 +20,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_prep.manifest import FileName
 from data_prep.storage import sha256_file, sync_folder, write_atomically
+from train.checkpoint.untrusted import read_checkpoint_file
 
 CHECKPOINT_VERSION = 1
 CHECKPOINT_KEYS = ("model", "optimizer", "schedule", "progress", "recipe", "class_names", "mean", "std")
@@ -151,7 +151,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         path: a checkpoint file, or a run folder (its best checkpoint).
 
     Raises:
-        ValueError: missing, truncated, damaged, or no checkpoint of this project.
+        ValueError: missing, truncated, damaged, hostile, or no checkpoint of this project.
     """
     if path.is_dir():
         inside = path if path.name == "checkpoints" else path / "checkpoints"
@@ -159,13 +159,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"checkpoint {path} does not exist")
     _check_against_manifest(path)
-    try:
-        # weights_only: a checkpoint may come from anybody, and a pickle can run code.
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).split("\n")[0].split(". ")[0][:150] or type(error).__name__
-        raise ValueError(f"checkpoint {path} is truncated or not a checkpoint ({reason})") from None
-    if not isinstance(state, dict) or state.get("version") != CHECKPOINT_VERSION:
+    state = read_checkpoint_file(path)
+    if state.get("version") != CHECKPOINT_VERSION:
         raise ValueError(f"{path} is not a checkpoint of this project (version {CHECKPOINT_VERSION})")
     return state
 
