@@ -7,11 +7,9 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import ValidationError
-
+from data_prep.plain_json import read_json
 from data_prep.storage import write_atomically
-from train.config import Recipe, dump_recipe, flatten
+from train.config import Recipe, dump_recipe, flatten, parse_recipe
 
 RECIPE_NAME = "recipe.yaml"
 STATUS_NAME = "status.json"
@@ -85,8 +83,8 @@ def has_checkpoint(folder: Path) -> bool:
 def read_status(folder: Path) -> dict[str, Any]:
     """`status.json`, or an empty dict."""
     try:
-        status = json.loads((folder / STATUS_NAME).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        status = read_json(folder / STATUS_NAME)
+    except (OSError, ValueError):
         return {}
     return status if isinstance(status, dict) else {}
 
@@ -106,8 +104,8 @@ def recipe_differences(folder: Path, recipe: Recipe) -> list[str]:
     if not path.is_file():
         return []
     try:
-        former = Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, ValidationError):
+        former = parse_recipe(path.read_text(encoding="utf-8"))
+    except ValueError:
         return [f"{path} cannot be read"]
     before, now = (flatten(r.model_dump(mode="json")) for r in (former, recipe))
     return [
