@@ -18,7 +18,7 @@ from torch import nn
 from data_prep.manifest import load_manifest
 from data_prep.progress import progress_bar
 from evaluation.metrics import Predictions
-from train.checkpoint import load_checkpoint, missing_keys
+from train.checkpoint import content_fault, load_checkpoint, missing_keys
 from train.config import Recipe, parse_recipe
 from train.data.batch import Normalize, normalization_statistics
 from train.data.loaders import LoaderPlan, build_loader
@@ -51,6 +51,8 @@ def load_trained(path: Path, device: torch.device) -> TrainedModel:
         raise ValueError(
             f"{path} is not a complete checkpoint of this project: it lacks {', '.join(missing)}"
         )
+    if fault := content_fault(state):
+        raise ValueError(f"{path} is not a checkpoint of this project: {fault}")
     try:
         recipe = parse_recipe(state["recipe"])
     except ValueError:

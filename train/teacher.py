@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from train.checkpoint import load_checkpoint, missing_keys
+from train.checkpoint import content_fault, load_checkpoint, missing_keys
 from train.config import parse_recipe
 from train.data.batch import Normalize, normalization_statistics
 from train.models.build import build_model
@@ -40,6 +40,8 @@ def load_frozen(
     state = load_checkpoint(path)
     if missing := missing_keys(state):
         raise ValueError(f"the teacher {path} is not a complete checkpoint: it lacks {', '.join(missing)}")
+    if fault := content_fault(state):
+        raise ValueError(f"the teacher {path} is not a checkpoint of this project: {fault}")
     if tuple(state["class_names"]) != class_names:
         raise ValueError(
             f"the teacher {path} was trained on other classes: loss.distillation.teacher needs the same ones"

@@ -95,8 +95,8 @@ def open_tree(location: str) -> SourceTree:
         if scheme := re.match(r"(?i)([a-z][a-z0-9+.-]+):/+", location):
             place = location[scheme.end() :] if scheme[1].lower() == "s3" else ""
             raise ValueError(
-                f"source {without_password(location)} is no place that can be read: --source takes a path, or "
-                f"an S3 prefix as s3://{place or 'bucket/prefix'}"
+                f"source {without_password(location)} is no place that can be read: --source takes a path, "
+                f"or an S3 prefix as s3://{place or 'bucket/prefix'}"
             )
         raise ValueError(f"source {location} does not exist: check --source")
     if path.is_dir():

@@ -55,6 +55,7 @@ def test_no_credential_is_printed_or_stored(
     assert found_in(secrets, tmp_path / "runs", "") == [str(tmp_path / "runs" / "leak")]
 
 
+@pytest.mark.long
 def test_no_credential_is_in_what_a_failure_says(
     copy_of_prepared: Callable[[], Path],
     tmp_path: Path,

@@ -13,7 +13,7 @@ from train.checkpoint.store import (
     missing_keys,
     state_sha256,
 )
-from train.checkpoint.untrusted import UnsafeFile, read_checkpoint_file, read_torch_file
+from train.checkpoint.untrusted import UnsafeFile, content_fault, read_checkpoint_file, read_torch_file
 
 __all__ = [
     "BEST_NAME",
@@ -25,6 +25,7 @@ __all__ = [
     "CheckpointManifest",
     "CheckpointStore",
     "UnsafeFile",
+    "content_fault",
     "load_checkpoint",
     "missing_keys",
     "read_checkpoint_file",

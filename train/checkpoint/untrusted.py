@@ -11,6 +11,7 @@ Example:
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import stat
@@ -44,6 +45,22 @@ def read_checkpoint_file(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise ValueError(f"{path} is not a checkpoint of this project: it holds a {type(state).__name__}")
     return state
+
+
+def content_fault(state: dict[str, Any]) -> str | None:
+    """What cannot be in a complete checkpoint of this project, in a few words; None where all can be used."""
+    names, weights = state["class_names"], (state["model"], state.get("ema", {}))
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+        return "its class_names are no texts"
+    for key, above in (("mean", -math.inf), ("std", 0.0)):
+        numbers = state[key]
+        if not isinstance(numbers, list | tuple) or len(numbers) != 3:
+            return f"its {key} is not three numbers"
+        if not all(isinstance(n, int | float) and math.isfinite(n) and n > above for n in numbers):
+            return f"its {key} is not three numbers"
+    if not all(isinstance(w, dict) and all(isinstance(t, torch.Tensor) for t in w.values()) for w in weights):
+        return "its weights are no tensors"
+    return None if isinstance(state["progress"], dict) else "its progress is no mapping"
 
 
 def read_torch_file(path: Path) -> Any:

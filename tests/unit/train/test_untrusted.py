@@ -227,6 +227,29 @@ def test_a_checkpoint_with_a_hostile_recipe_is_refused(tmp_path: Path) -> None:
             load_frozen(tmp_path / "model.pt", ("a",), torch.device("cpu"))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"class_names": 5},
+        {"class_names": [1]},
+        {"mean": [0.5]},
+        {"mean": [float("nan")] * 3},
+        {"std": [0, 1, 1]},
+        {"model": [torch.zeros(1)]},
+        {"model": {"weight": "x"}},
+        {"ema": None},
+        {"progress": []},
+    ],
+)
+def test_a_checkpoint_of_other_kinds_of_values_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    whole = {name: {} for name in ("optimizer", "schedule", "progress", "recipe")}
+    whole |= {"class_names": ["a"], "mean": [0.5] * 3, "std": [0.5] * 3} | changes
+    (tmp_path / "model.pt").write_bytes(saved({**state(), **whole}))
+    for load in (load_trained, lambda path, device: load_frozen(path, ("a",), device)):
+        with pytest.raises(ValueError, match="is not a checkpoint of this project: its"):
+            load(tmp_path / "model.pt", torch.device("cpu"))
+
+
 ALIASES = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9}]\n" for n in range(1, 20))
 MERGES = "a0: &a0 {k: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 60))
 HOSTILE_YAML = {
