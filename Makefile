@@ -5,6 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCE ?=
 RECIPE ?= configs/demo.yaml
+# Tests mostly wait for processes to start, so two at once win a third even on two cores. A file stays in one
+# process (its fixtures are made once), and files go in their order: the small ones of tests/unit come last.
+TEST_WORKERS ?= 2
+PARALLEL := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 PORT ?= 5000
 
 .DEFAULT_GOAL := help
@@ -26,7 +30,7 @@ logs: setup ## Refresh the table of logs.md from MLflow
 	@$(BIN)/python -m train logs
 
 test: setup ## Set up the same way and run all tests that CI runs
-	@$(BIN)/python -m pytest -m "not long"
+	@$(BIN)/python -m pytest -m "not long" $(PARALLEL)
 
 test-long: setup ## The long ones, too: storms and fuzzing
 	@$(BIN)/python -m pytest

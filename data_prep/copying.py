@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.manifest import MANIFEST_NAME, QUARANTINE_NAME, FileEntry, Manifest, load_manifest
+from data_prep.plain_json import parse_json
 from data_prep.progress import progress_bar
 from data_prep.storage import (
     Folder,
@@ -289,7 +290,7 @@ def _read_lines(folder: Folder, name: str) -> list[dict[str, Any]]:
     lines = []
     for line in content.splitlines():
         try:
-            value = json.loads(line)
+            value = parse_json(line)
         except ValueError:  # the last line of a killed process
             continue
         if isinstance(value, dict):

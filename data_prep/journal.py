@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_prep.manifest import INDEX_DTYPE, FileEntry
 from data_prep.normalize import NormalizedImage
+from data_prep.plain_json import parse_json
 from data_prep.storage import Folder, LocalFolder, crc32c
 
 FOLDER = ".prepare"
@@ -145,7 +146,7 @@ class Journal:
     def load_note(self, name: str) -> dict[str, object]:
         """Its content; {} where it is missing or damaged."""
         try:
-            content = json.loads(_opened(self.folder.read(f"{FOLDER}/{name}.json")))
+            content = parse_json(_opened(self.folder.read(f"{FOLDER}/{name}.json")))
         except (FileNotFoundError, ValueError):
             return {}
         return content if isinstance(content, dict) else {}

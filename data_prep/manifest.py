@@ -29,6 +29,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from data_prep.storage import Folder, LocalFolder, open_folder, sha256_file
 
 MANIFEST_VERSION = 1
+MAX_MANIFEST_BYTES = 256 << 20  # of a million classes, or shards
 MANIFEST_NAME = "manifest.json"
 QUARANTINE_NAME = "quarantine.jsonl"
 SPLITS = ("train", "val")
@@ -58,7 +59,7 @@ FileName = Annotated[str, AfterValidator(_plain_file_name)]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class FileEntry(_Model):
@@ -167,12 +168,18 @@ def load_manifest(location: Path | str | Folder) -> Manifest:
             f"data folder {folder.location} does not exist: prepare it with python -m data_prep prepare"
         )
     try:
-        content = folder.read(MANIFEST_NAME)
+        # Of a bucket as a whole: a range of an object has no checksum.
+        bound = MAX_MANIFEST_BYTES + 1 if isinstance(folder, LocalFolder) else None
+        content = folder.read(MANIFEST_NAME, length=bound)
     except FileNotFoundError:
         raise ValueError(
             f"{folder.location} holds no manifest.json, so it is no finished data set: "
             "run python -m data_prep prepare (again, if it was interrupted)"
         ) from None
+    if len(content) > MAX_MANIFEST_BYTES:
+        raise ValueError(
+            f"{path} is larger than {MAX_MANIFEST_BYTES >> 20} MiB: it is no manifest of a data set"
+        )
     try:
         return Manifest.model_validate_json(content)
     except ValidationError as error:
@@ -199,6 +206,7 @@ def read_index(folder: Folder, manifest: Manifest, split: Literal["train", "val"
     index = np.load(io.BytesIO(content), allow_pickle=False)
     if index.dtype != INDEX_DTYPE or index.shape != (entry.num_samples,):
         raise ValueError(f"{folder.path_of(entry.index.name)} does not fit its manifest: prepare it again")
+    _check_rows(index, manifest, entry, folder.path_of(entry.index.name))
     return index
 
 
@@ -244,7 +252,22 @@ def load_index(folder: Path, manifest: Manifest, split: Literal["train", "val"])
         raise ValueError(f"{path} is no sample index ({error}): prepare the data set again") from None
     if index.dtype != INDEX_DTYPE or index.shape != (entry.num_samples,):
         raise ValueError(f"{path} does not fit its manifest: prepare the data set again")
+    _check_rows(index, manifest, entry, str(path))
     return index
+
+
+def _check_rows(index: np.ndarray, manifest: Manifest, entry: SplitEntry, path: str) -> None:
+    """That no row leads out of its shard or names no class: who made the manifest made its checksums, too."""
+    if not len(index):
+        return
+    shard_bytes = np.array([shard.bytes for shard in entry.shards], dtype=np.float64)
+    labels, shards = index["label"], index["shard"]
+    fits = labels.min() >= 0 and labels.max() < manifest.num_classes and shards.max() < len(shard_bytes)
+    # As floats, which cannot overflow; they are exact up to 9 PB.
+    if not fits or (index["offset"].astype(np.float64) + index["length"] > shard_bytes[shards]).any():
+        raise ValueError(
+            f"{path} names classes or places that the data set does not have: prepare the data set again"
+        )
 
 
 def load_keys(folder: Path, manifest: Manifest, split: Literal["train", "val"]) -> list[str]:

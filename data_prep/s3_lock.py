@@ -19,6 +19,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
+from data_prep.plain_json import parse_json
 from data_prep.s3_requests import client, fetch, retry
 
 LOCK_NAME = ".lock"
@@ -126,7 +127,7 @@ class LockObject:
         date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
         now = parsedate_to_datetime(date).timestamp() if date else time.time()
         try:
-            holder = json.loads(content)
+            holder = parse_json(content)
         except ValueError:
             holder = {}
         return holder if isinstance(holder, dict) else {}, answer["ETag"], now - _time_of(answer)

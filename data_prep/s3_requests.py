@@ -32,6 +32,8 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as NoConnectionError
 from urllib3.exceptions import HTTPError
 
+from data_prep.storage import without_password
+
 MAX_ATTEMPTS = int(os.environ.get("S3_MAX_ATTEMPTS", "10"))  # of a request, about a minute in all
 MAX_WAIT_SECONDS = float(os.environ.get("S3_MAX_WAIT_SECONDS", "20"))  # between two of them
 TIMEOUT_SECONDS = float(os.environ.get("S3_TIMEOUT_SECONDS", "30"))  # of a connection that gives nothing
@@ -102,7 +104,7 @@ def split_location(location: str) -> tuple[str, str]:
     """
     match = re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?", location, re.DOTALL)
     if match is None:
-        raise ValueError(f"{location} names no bucket: write s3://bucket/prefix")
+        raise ValueError(f"{without_password(location)} names no bucket: write s3://bucket/prefix")
     return match[1], match[2] or ""
 
 

@@ -246,8 +246,13 @@ def open_folder(location: str | Path) -> Folder:
         return _s3().S3Folder(text)
     # One slash too few would be a folder called "s3:".
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/|[sS]3:", text):
-        raise ValueError(f"{text} is no path, and no s3://bucket/prefix: check it")
+        raise ValueError(f"{without_password(text)} is no path, and no s3://bucket/prefix: check it")
     return LocalFolder(Path(text))
+
+
+def without_password(location: str) -> str:
+    """A location for a message: `scheme://user:password@place` without what stands before the @."""
+    return re.sub(r"//[^/]*@", "//…@", location)
 
 
 def is_s3(location: str) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import sys
 from dataclasses import replace
@@ -20,6 +19,7 @@ import torch
 from PIL import Image
 
 from data_prep.manifest import load_index, load_manifest
+from data_prep.plain_json import read_json
 from data_prep.storage import is_s3
 from evaluation.metrics import topk_accuracy
 from evaluation.predict import TrainedModel, load_trained, predict
@@ -120,8 +120,8 @@ def _read_summary(run_folder: Path | None) -> dict[str, Any] | None:
     if run_folder is None or not (run_folder / SUMMARY_NAME).is_file():
         return None
     try:
-        summary = json.loads((run_folder / SUMMARY_NAME).read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
+        summary = read_json(run_folder / SUMMARY_NAME)
+    except ValueError:
         return None
     return summary if isinstance(summary, dict) else None
 

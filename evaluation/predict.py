@@ -13,15 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import yaml
-from pydantic import ValidationError
 from torch import nn
 
 from data_prep.manifest import load_manifest
 from data_prep.progress import progress_bar
 from evaluation.metrics import Predictions
-from train.checkpoint import load_checkpoint, missing_keys
-from train.config import Recipe
+from train.checkpoint import content_fault, load_checkpoint, missing_keys
+from train.config import Recipe, parse_recipe
 from train.data.batch import Normalize, normalization_statistics
 from train.data.loaders import LoaderPlan, build_loader
 from train.distributed import distributed
@@ -53,9 +51,11 @@ def load_trained(path: Path, device: torch.device) -> TrainedModel:
         raise ValueError(
             f"{path} is not a complete checkpoint of this project: it lacks {', '.join(missing)}"
         )
+    if fault := content_fault(state):
+        raise ValueError(f"{path} is not a checkpoint of this project: {fault}")
     try:
-        recipe = Recipe.model_validate(yaml.safe_load(state["recipe"]))
-    except (ValidationError, yaml.YAMLError):
+        recipe = parse_recipe(state["recipe"])
+    except ValueError:
         raise ValueError(f"the recipe inside {path} is of another version of this project") from None
     # The weights come from the checkpoint: never fetch pretrained ones first.
     config = recipe.model.model_copy(update={"pretrained": False, "checkpoint": None})

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from data_prep.plain_json import read_json
 from data_prep.storage import write_atomically
 from train.config import Recipe
 from train.data.batch import Normalize
@@ -72,7 +73,7 @@ def fewest_accum_steps(rank_batch: int, fits: Callable[[int], bool]) -> int:
 
 def _read(path: Path, rank_batch: int) -> int | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         steps = content["grad_accum_steps"] if content["rank_batch_size"] == rank_batch else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

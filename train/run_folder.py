@@ -12,12 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import ValidationError
-
+from data_prep.plain_json import read_json
 from data_prep.storage import FolderInUse, exclusive_lock, write_atomically
 from train.checkpoint import CheckpointMirror, CheckpointStore
-from train.config import CheckpointSection, Recipe, dump_recipe, flatten
+from train.config import CheckpointSection, Recipe, dump_recipe, flatten, parse_recipe
 from train.fork import fork_run
 
 RECIPE_NAME = "recipe.yaml"
@@ -172,8 +170,8 @@ def has_checkpoint(folder: Path) -> bool:
 def read_status(folder: Path) -> dict[str, Any]:
     """`status.json`, or an empty dict."""
     try:
-        status = json.loads((folder / STATUS_NAME).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        status = read_json(folder / STATUS_NAME)
+    except (OSError, ValueError):
         return {}
     return status if isinstance(status, dict) else {}
 
@@ -203,8 +201,8 @@ def recipe_differences(folder: Path, recipe: Recipe) -> list[str]:
     if not path.is_file():
         return []
     try:
-        former = Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, ValidationError):
+        former = parse_recipe(path.read_text(encoding="utf-8"))
+    except ValueError:
         return [f"{path} cannot be read"]
     before, now = (flatten(r.model_dump(mode="json")) for r in (former, recipe))
     return [

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import yaml
-from pydantic import ValidationError
 from torch import nn
 
-from train.checkpoint import load_checkpoint, missing_keys
-from train.config import Recipe
+from train.checkpoint import content_fault, load_checkpoint, missing_keys
+from train.config import parse_recipe
 from train.data.batch import Normalize, normalization_statistics
 from train.models.build import build_model
 
@@ -42,13 +40,15 @@ def load_frozen(
     state = load_checkpoint(path)
     if missing := missing_keys(state):
         raise ValueError(f"the teacher {path} is not a complete checkpoint: it lacks {', '.join(missing)}")
+    if fault := content_fault(state):
+        raise ValueError(f"the teacher {path} is not a checkpoint of this project: {fault}")
     if tuple(state["class_names"]) != class_names:
         raise ValueError(
             f"the teacher {path} was trained on other classes: loss.distillation.teacher needs the same ones"
         )
     try:
-        recipe = Recipe.model_validate(yaml.safe_load(state["recipe"]))
-    except (ValidationError, yaml.YAMLError):
+        recipe = parse_recipe(state["recipe"])
+    except ValueError:
         raise ValueError(f"the recipe inside {path} is of another version of this project") from None
     config = recipe.model.model_copy(update={"pretrained": False, "checkpoint": None})
     model = build_model(config, len(class_names)).to(device)

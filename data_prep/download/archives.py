@@ -13,6 +13,7 @@ import shutil
 import string
 import tarfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,9 @@ NAMES = (*SIZED, "cifar10")
 SIZES = ("full", "320", "160")
 DEFAULT_SIZE = "320"
 ROOM_FACTOR = 2.3  # the archive, and what is in it, with the ends of the last blocks of many small files
+
+MAX_GROWTH = 10  # of an archive of images
+GROWTH_SLACK_BYTES = 64 << 20  # for members that are mostly header
 
 MISMATCH_ADVICE = "run the same command again, with --md5 if the publisher has replaced the archive"
 
@@ -98,12 +102,22 @@ def fetch_and_unpack(archive: Archive, out: Path) -> Path:
     return folder
 
 
+def _bounded(archive: tarfile.TarFile, packed_bytes: int) -> Iterator[tarfile.TarInfo]:
+    """Members one by one, until they are more than images can be: they hardly compress."""
+    total = 0
+    for member in archive:
+        total += tarfile.BLOCKSIZE + member.size
+        if total > MAX_GROWTH * packed_bytes + GROWTH_SLACK_BYTES:
+            raise tarfile.ReadError(f"it unpacks to more than {total / 1e6:,.0f} MB, many times its size")
+        yield member
+
+
 def _unpack(packed: Path, into: Path) -> None:
     into.mkdir()
     try:
         with tarfile.open(packed) as archive:
             # "data" refuses paths and links to the outside, devices, and foreign owners and modes.
-            archive.extractall(into, filter="data")
+            archive.extractall(into, members=_bounded(archive, packed.stat().st_size), filter="data")
     except tarfile.FilterError as error:
         discard(packed)
         shutil.rmtree(into, ignore_errors=True)

@@ -29,6 +29,7 @@ from typing import Any
 import google_crc32c
 
 from data_prep.download.room import byte_bar, readable_bytes, require_room
+from data_prep.plain_json import read_json
 from data_prep.storage import READ_BYTES, sync_folder, write_atomically
 
 MAX_FRUITLESS = 6  # attempts in a row that bring no byte
@@ -272,7 +273,7 @@ def _state_of(partial: Path) -> Path:
 
 def _read_state(partial: Path) -> _Version | None:
     try:
-        return _Version(**json.loads(_state_of(partial).read_bytes()))
+        return _Version(**read_json(_state_of(partial)))
     except (OSError, ValueError, TypeError):
         return None
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from data_prep.download.room import byte_bar
 from data_prep.download.transfer import RemoteFile
+from data_prep.plain_json import parse_json
 from data_prep.storage import Folder, sha256_of
 
 INVENTORY = ".download.json"
@@ -174,7 +175,7 @@ def _upload_pieces(
 
 def _read_inventory(folder: Folder) -> dict[str, Any]:
     try:
-        return dict(json.loads(folder.read(INVENTORY)))
+        return dict(parse_json(folder.read(INVENTORY)))
     except (FileNotFoundError, ValueError):
         return {}
 

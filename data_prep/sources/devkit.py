@@ -8,11 +8,14 @@ The numbers (1–1000) are not in the order of the WordNet ids.
 
 from __future__ import annotations
 
+import gzip
+import io
 import re
 import struct
 import tarfile
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 from data_prep.sources.matfile import read_structs
 from data_prep.sources.tree import MAX_TEXT_BYTES, SourceTree
@@ -21,6 +24,7 @@ from data_prep.sources.wordnet import WORDNET_ID
 ARCHIVE = re.compile(r"ILSVRC2012_devkit_t\d+\.(tar|tar\.gz|tgz)")
 META = "meta.mat"
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+MAX_TAR_BYTES = 256 << 20  # the real one unpacks to some 10 MB
 REMEDY = "download ILSVRC2012_devkit_t12.tar.gz again"
 
 
@@ -78,7 +82,7 @@ def read_devkit(tree: SourceTree, place: str) -> Devkit:
 def _from_archive(tree: SourceTree, path: str) -> dict[str, bytes]:
     found = {}
     try:
-        with tree.open(path) as file, tarfile.open(fileobj=file, mode="r:*") as archive:
+        with tree.open(path) as file, tarfile.open(fileobj=_unpacked(file)) as archive:
             for member in archive:
                 name = member.name.rpartition("/")[2]
                 content = archive.extractfile(member) if name in (META, GROUND_TRUTH) else None
@@ -90,6 +94,16 @@ def _from_archive(tree: SourceTree, path: str) -> dict[str, bytes]:
             raise
         raise ValueError(f"{tree.location}/{path} is damaged ({error}): {REMEDY}") from None
     return found
+
+
+def _unpacked(file: Any) -> io.BytesIO:
+    """The tar inside: in memory, so that neither it nor a header in it is larger than a kit can be."""
+    packed = file.read(MAX_TEXT_BYTES + 1)
+    with gzip.open(io.BytesIO(packed)) if packed[:2] == b"\x1f\x8b" else io.BytesIO(packed) as tar:
+        content = tar.read(MAX_TAR_BYTES + 1)
+    if max(len(packed) - MAX_TEXT_BYTES, len(content) - MAX_TAR_BYTES) > 0:
+        raise tarfile.ReadError("it is larger than the kit")
+    return io.BytesIO(content)
 
 
 def _read_meta(content: bytes, where: str) -> tuple[dict[int, str], dict[str, str]]:

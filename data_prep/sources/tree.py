@@ -19,7 +19,7 @@ from typing import Any
 from data_prep.sources.blobs import Blob, FileBlob, RangeBlob, RangeReader, ZipBlob
 from data_prep.sources.tar import member_name, tar_members
 from data_prep.sources.walk import files_below, is_file, is_folder
-from data_prep.storage import is_s3, open_folder, read_range
+from data_prep.storage import is_s3, open_folder, read_range, without_password
 
 # Left behind by file managers; never meant as images.
 LITTER = {"Thumbs.db", "desktop.ini", "Icon\r"}
@@ -95,8 +95,8 @@ def open_tree(location: str) -> SourceTree:
         if scheme := re.match(r"(?i)([a-z][a-z0-9+.-]+):/+", location):
             place = location[scheme.end() :] if scheme[1].lower() == "s3" else ""
             raise ValueError(
-                f"source {location} is no place that can be read: --source takes a path, or an S3 prefix as "
-                f"s3://{place or 'bucket/prefix'}"
+                f"source {without_password(location)} is no place that can be read: --source takes a path, "
+                f"or an S3 prefix as s3://{place or 'bucket/prefix'}"
             )
         raise ValueError(f"source {location} does not exist: check --source")
     if path.is_dir():

@@ -241,6 +241,17 @@ def test_an_archive_cannot_write_outside(server: DownloadServer, tmp_path: Path,
     assert hidden_files(out) == []
 
 
+def test_an_archive_cannot_fill_the_disk(server: DownloadServer, tmp_path: Path) -> None:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz", compresslevel=1) as archive:
+        for number in range(9):
+            _add(archive, f"imagenette2-320/train/{number}.jpg", bytes(8 << 20))
+    out = tmp_path / "data"
+    with pytest.raises(RuntimeError, match="many times its size"):
+        run(*mirror(server, content.getvalue()), "--out", out)
+    assert hidden_files(out) == [] and not (out / "imagenette2-320").exists()
+
+
 def test_a_damaged_archive_is_deleted(server: DownloadServer, packed: bytes, tmp_path: Path) -> None:
     arguments = [*mirror(server, packed[:-50_000], md5="none"), "--out", tmp_path]
     with pytest.raises(RuntimeError, match=r"no whole tar archive.*deleted"):

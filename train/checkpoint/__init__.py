@@ -15,6 +15,7 @@ from train.checkpoint.store import (
     missing_keys,
     state_sha256,
 )
+from train.checkpoint.untrusted import UnsafeFile, content_fault, read_checkpoint_file, read_torch_file
 from train.checkpoint.writer import CheckpointWriter
 
 __all__ = [
@@ -29,8 +30,12 @@ __all__ = [
     "CheckpointMirror",
     "CheckpointStore",
     "CheckpointWriter",
+    "UnsafeFile",
+    "content_fault",
     "load_checkpoint",
     "mirror_fault",
     "missing_keys",
+    "read_checkpoint_file",
+    "read_torch_file",
     "state_sha256",
 ]

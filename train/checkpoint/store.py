@@ -22,7 +22,6 @@ import hashlib
 import itertools
 import json
 import os
-import pickle
 import re
 import shutil
 import zipfile
@@ -35,6 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_prep.manifest import FileName
 from data_prep.storage import sha256_file, sync_folder, write_atomically
+from train.checkpoint.untrusted import read_checkpoint_file
 
 CHECKPOINT_VERSION = 1
 CHECKPOINT_KEYS = ("model", "optimizer", "schedule", "progress", "recipe", "class_names", "mean", "std")
@@ -361,7 +361,7 @@ def load_checkpoint(path: Path, check_sha256: bool = True) -> dict[str, Any]:
         check_sha256: not where it was just done; what is no checkpoint is refused all the same.
 
     Raises:
-        ValueError: missing, truncated, damaged, or no checkpoint of this project.
+        ValueError: missing, truncated, damaged, hostile, or no checkpoint of this project.
     """
     if path.is_dir():
         inside = path if path.name == "checkpoints" else path / "checkpoints"
@@ -370,13 +370,8 @@ def load_checkpoint(path: Path, check_sha256: bool = True) -> dict[str, Any]:
         raise ValueError(f"checkpoint {path} does not exist")
     if check_sha256:
         _check_against_manifest(path)
-    try:
-        # weights_only: a checkpoint may come from anybody, and a pickle can run code.
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).split("\n")[0].split(". ")[0][:150] or type(error).__name__
-        raise ValueError(f"checkpoint {path} is truncated or not a checkpoint ({reason})") from None
-    if not isinstance(state, dict) or state.get("version") != CHECKPOINT_VERSION:
+    state = read_checkpoint_file(path)
+    if state.get("version") != CHECKPOINT_VERSION:
         raise ValueError(f"{path} is not a checkpoint of this project (version {CHECKPOINT_VERSION})")
     return state
 

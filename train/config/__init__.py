@@ -9,7 +9,7 @@ Example:
     0.1
 """
 
-from train.config.reading import RecipeError, dump_recipe, flatten, load_recipe
+from train.config.reading import RecipeError, dump_recipe, flatten, load_recipe, parse_recipe
 from train.config.recipe import Recipe
 from train.config.schedule import (
     AnyPhase,
@@ -92,4 +92,5 @@ __all__ = [
     "dump_recipe",
     "flatten",
     "load_recipe",
+    "parse_recipe",
 ]

@@ -11,10 +11,12 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from data_prep.storage import without_password
 from train.config.recipe import Recipe
 from train.config.schedule import PHASE_KINDS
+from train.config.yaml_text import load_yaml
 
-MAX_RECIPE_BYTES = 1 << 20
+MAX_RECIPE_BYTES = 128 << 10  # read in seconds, whatever stands in it
 ALTERNATIVES = ("bool", "int", "float", "str", "constrained-int")
 
 
@@ -49,6 +51,20 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     return recipe
 
 
+def parse_recipe(text: object) -> Recipe:
+    """The recipe that `dump_recipe` wrote, from a file that may come from anybody.
+
+    Raises:
+        ValueError: it is none of this version.
+    """
+    if not isinstance(text, str) or len(text) > MAX_RECIPE_BYTES:
+        raise ValueError("it is no text, or too long")
+    try:
+        return Recipe.model_validate(load_yaml(text))
+    except (yaml.YAMLError, ValidationError) as error:
+        raise ValueError(f"it is no recipe of this version ({type(error).__name__})") from None
+
+
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML, defaults included."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -67,32 +83,17 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML would silently take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                continue  # a list as a key: refused below
-            if key_node.value in seen:
-                mark = key_node.start_mark
-                raise yaml.MarkedYAMLError(problem=f"{key_node.value!r} stands twice", problem_mark=mark)
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.yaml")], n=1)
         hint = f"; did you mean {path.parent / near[0]}.yaml?" if near else ""
         raise RecipeError(str(path), [f"there is no such file{hint}"])
     if path.stat().st_size > MAX_RECIPE_BYTES:
-        raise RecipeError(str(path), [f"larger than {MAX_RECIPE_BYTES >> 20} MiB: this is no recipe"])
+        raise RecipeError(str(path), [f"larger than {MAX_RECIPE_BYTES >> 10} KiB: this is no recipe"])
     try:
-        # A safe loader: a recipe may come from anybody, and YAML tags can construct objects.
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # A recipe may come from anybody, and YAML tags can construct objects: none is taken.
+        tree = load_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         raise RecipeError(
@@ -109,7 +110,7 @@ def _apply_override(tree: dict[str, Any], text: str) -> str | None:
     if not equals or not name:
         return f"override {text!r} is not of the form section.key=value"
     try:
-        value = yaml.load(raw, Loader=_UniqueKeyLoader)
+        value = load_yaml(raw)
     except (yaml.YAMLError, ValueError):  # ValueError: what looks like a date and is none
         return f"override {text!r}: the value is no valid YAML"
     *parents, last = name.split(".")
@@ -194,6 +195,7 @@ def _sentence(fault: Any) -> str:
     message = re.sub(r", unable to [^,]*", "", message)
     message = re.sub(r"a valid dictionary or instance of \w+", "a section of keys", message)
     given = fault.get("input")
+    given = without_password(given) if isinstance(given, str) else given
     shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
     return f"{name or 'recipe'}: {message}{shown}"
 

@@ -58,6 +58,10 @@ def _check_path(value: Any) -> Path | str:
     """A folder, or `s3://bucket/prefix`, which as a Path would lose a slash."""
     if not isinstance(value, str | Path) or not str(value):
         raise ValueError("must be a folder or s3://bucket/prefix")
+    if re.match(r"[A-Za-z0-9+.-]+://[^/]*@", str(value)):
+        raise ValueError(
+            "must not hold a password, which a run would store: set AWS_PROFILE or AWS_* variables"
+        )
     return str(value) if str(value).startswith("s3://") else Path(value)
 
 
@@ -316,7 +320,7 @@ class CheckpointSection(Section):
 
     @model_validator(mode="after")
     def _s3(self) -> CheckpointSection:
-        if self.mirror is not None and not re.match(r"s3://[^/]+", self.mirror):
+        if self.mirror is not None and not re.match(r"s3://[^/@]+(/|$)", self.mirror):
             raise ValueError("mirror must be s3://bucket/prefix")
         return self
 

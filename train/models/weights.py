@@ -15,10 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from train.checkpoint import MANIFEST_NAME, load_checkpoint
+from train.checkpoint import MANIFEST_NAME, UnsafeFile, load_checkpoint, read_torch_file
 from train.models.heads import AUXILIARY_NAMES, final_layer, head_of
 
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # in timm's order: averages are better
@@ -90,12 +89,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> Any:
     try:
-        # weights_only: tensors and plain containers; any other class in the pickle is refused, not built.
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged pickles raise whatever their bytes happen to mean
-        raise ValueError(
-            f"{path} is truncated, or holds more than plain weights ({_reason(error)})"
-        ) from None
+        return read_torch_file(path)
+    except UnsafeFile as error:
+        raise ValueError(f"{path} is truncated, or holds more than plain weights ({error})") from None
 
 
 def _reason(error: Exception) -> str:

@@ -12,7 +12,6 @@ Example:
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -24,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+from data_prep.plain_json import parse_json, read_json
 from train.run_folder import METRICS_NAME, STATUS_NAME, SUMMARY_NAME, read_status
 
 POLL_SECONDS = 0.2
@@ -113,11 +113,13 @@ class ValidationRows:
         rows = []
         for line in whole.splitlines():
             with contextlib.suppress(ValueError):  # a line that a crash cut short
-                rows.append(json.loads(line))
+                rows.append(parse_json(line))
         return [
             (round(row["epoch"]), float(row[self._metric]))
             for row in rows
-            if row.get("split") == "val" and self._metric in row and "epoch" in row
+            if isinstance(row, dict)
+            and row.get("split") == "val"
+            and all(isinstance(row.get(key), int | float) for key in ("epoch", self._metric))
         ]
 
 
@@ -219,9 +221,10 @@ def _outcome(start: TrialStart, metric: str, asked: State | None, code: int) -> 
 
 def _summary(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / SUMMARY_NAME).read_text(encoding="utf-8"))
+        summary = read_json(folder / SUMMARY_NAME)
     except (OSError, ValueError):
         return {}
+    return summary if isinstance(summary, dict) else {}
 
 
 def _last_error(log: Path) -> str:

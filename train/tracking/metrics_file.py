@@ -9,7 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from data_prep.plain_json import parse_json, read_bounded
 from data_prep.storage import write_atomically
+
+MAX_METRICS_BYTES = 1 << 30  # some five million rows
 
 
 class MetricsFile:
@@ -88,12 +91,16 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole rows of a file; a last line that a crash cut short is passed over."""
+    """All whole rows of a file; a last line that a crash cut short is passed over.
+
+    Raises:
+        ValueError: the file is larger than any training writes. OSError: it cannot be read.
+    """
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_bounded(path, MAX_METRICS_BYTES).splitlines():
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
+            row = parse_json(line)
+        except ValueError:
             continue
         if isinstance(row, dict):
             rows.append(row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -173,6 +174,7 @@ def test_tars_beside_an_unpacked_set_do_not_hide_it(tmp_path: Path) -> None:
         ({"ILSVRC2012_devkit_t12.tar.gz": b"\x1f\x8bgarbage"}, "devkit_t12.tar.gz is damaged"),
         ({"ILSVRC2012_devkit_t12.tar.gz": tar_of(devkit(), "w:gz")[:200]}, "devkit_t12.tar.gz is damaged"),
         ({"ILSVRC2012_devkit_t12.tar.gz": tar_of({"a": b""}, "w:gz")}, "has no meta.mat"),
+        ({"ILSVRC2012_devkit_t12.tar.gz": gzip.compress(bytes(300 << 20), 1)}, "larger than the kit"),
         (
             {"ILSVRC2012_devkit_t12.tar.gz": tar_of(devkit(meta__mat=b"no"), "w:gz")},
             "meta.mat cannot be read",

@@ -96,7 +96,7 @@ def test_every_step_can_be_the_first(prepared: Prepared, case: Case) -> None:
     loader.close()
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", long_but("reference", "ffcv", "dali"))
 def test_resuming_on_another_world_size_goes_on_in_the_same_order(prepared: Prepared, case: Case) -> None:
     alone = read(case, training(*prepared, case), epoch=3)
     for world_size in (2, 4):
