@@ -27,6 +27,8 @@ from train.rendezvous import fresh_store
 
 T = TypeVar("T")
 
+BROADCAST_BYTES = 64 << 20  # at a time
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -66,6 +68,17 @@ class Ranks:
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+    def broadcast_bytes(self, content: bytes) -> bytes:
+        """The primary's `content`, of any size, on every rank."""
+        size = self.broadcast(len(content))
+        received = bytearray(content if self.is_primary else size)
+        for start in range(0, size, BROADCAST_BYTES):
+            part = memoryview(received)[start : start + BROADCAST_BYTES]
+            tensor = torch.frombuffer(part, dtype=torch.uint8).to(self.device)
+            dist.broadcast(tensor, src=0)
+            torch.frombuffer(part, dtype=torch.uint8).copy_(tensor)
+        return bytes(received)
 
     def on_primary(self, function: Callable[[], T]) -> T:
         """Call `function` on the primary; its result on every rank, or its error's sentence as a ValueError.

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import socket
+import tempfile
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from data_prep.storage import sha256_file
 from train.checkpoint import CheckpointManifest, CheckpointStore, CheckpointWriter, load_checkpoint
 from train.config import flatten
 from train.data.batch import Targets
-from train.distributed import describe_hardware
+from train.distributed import Ranks, describe_hardware
 from train.fork import origin_of
 from train.optim import set_peak_lr
 from train.preemption import TAKEN_OVER
@@ -27,7 +31,7 @@ def resume_or_start(run: Run) -> bool:
     name = run.ranks.on_primary(lambda: _latest_name(store, run))
     state: dict[str, Any] | None = None
     if name is not None:
-        state = load_checkpoint(store.folder / name, check_sha256=False)
+        state = _read_state(store.folder / name, run.ranks)
         load_state(run, state)
     run.startup.mark("checkpoint")
     if run.ranks.is_primary:
@@ -56,6 +60,25 @@ def resume_or_start(run: Run) -> bool:
     elif run.recipe.lr_finder.enabled:
         return run_lr_finder(run)
     return True
+
+
+def _read_state(path: Path, ranks: Ranks) -> dict[str, Any]:
+    """The checkpoint that the primary rank checked; sent to machines that do not see its disk."""
+    if ranks.world_size == 1:
+        return load_checkpoint(path, check_sha256=False)
+    own = (socket.gethostname(), sha256_file(path)) if ranks.is_primary else None
+    host, digest = ranks.broadcast(own)
+    if socket.gethostname() == host:
+        is_here = path.is_file()
+    else:
+        is_here = path.is_file() and sha256_file(path) == digest  # not another run's of the same name
+    if all(ranks.gather(is_here)):
+        return load_checkpoint(path, check_sha256=False)
+    content = ranks.broadcast_bytes(path.read_bytes() if ranks.is_primary else b"")
+    with tempfile.NamedTemporaryFile(suffix=".pt") as file:
+        file.write(content)
+        file.flush()
+        return load_checkpoint(Path(file.name), check_sha256=False)
 
 
 def _announced(run: Run) -> Callable[[CheckpointManifest], None]:

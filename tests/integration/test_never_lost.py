@@ -210,3 +210,20 @@ def test_a_spot_notice_saves_to_s3_and_another_machine_goes_on(
     assert differences(final_state(calm[1]), final_state(folder)) == []
     assert rows_of(folder) == rows_of(calm[1])
     assert SECRET not in again.stdout + again.stderr + output
+
+
+@pytest.mark.long
+def test_machines_without_a_common_disk_get_the_checkpoint_from_rank_0(
+    calm: tuple[Path, Path], tmp_path: Path
+) -> None:
+    module = "tests.integration.train_apart"
+    words = (str(calm[0]), "run.folder=runs", "run.name=apart", *FULL)
+    folder = tmp_path / "machine0" / "runs" / "apart"
+    process = start(module, str(tmp_path), *words, num_ranks=2)
+    wait_for_step(folder, 25, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert not (tmp_path / "machine1" / "runs" / "apart" / "checkpoints").exists()
+    again = run(module, str(tmp_path), *words, num_ranks=2)
+    assert again.returncode == 0 and "going on from" in again.stdout, again.stdout + again.stderr
+    assert differences(final_state(calm[1]), final_state(folder)) == []
