@@ -18,6 +18,7 @@ from train.run import Run
 from train.run_folder import METRICS_NAME, SUMMARY_NAME, write_status
 from train.throughput import model_flops_utilization, peak_memory_bytes
 from train.tracking.console import Console
+from train.tracking.mlflow_run import STOP_SECONDS
 from train.validation import ValidationResult
 
 SPOILT = (
@@ -38,7 +39,7 @@ def save(run: Run, is_best: bool) -> None:
             raise RuntimeError(SPOILT.format(step=run.progress.step))
         progress = asdict(run.progress) | {"elapsed_seconds": run.elapsed_seconds}
         if run.mlflow is not None:
-            progress["mlflow_run_id"] = run.mlflow.run_id
+            progress["mlflow_run_id"] = run.mlflow.reference
         state: dict[str, Any] = {
             "version": CHECKPOINT_VERSION,
             "model": weights,
@@ -82,7 +83,7 @@ def stop_in_good_order(run: Run, reason: str) -> None:
             f"stopped by {reason} at step {run.progress.step}; the same command goes on from there"
         )
         if run.mlflow is not None:
-            run.mlflow.finish("KILLED")
+            run.mlflow.finish("KILLED", STOP_SECONDS)
 
 
 def end_by_budget(run: Run, results: dict[str, ValidationResult]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ STATUS_NAME = "status.json"
 SUMMARY_NAME = "summary.json"
 METRICS_NAME = "metrics.jsonl"
 MICRO_BATCH_NAME = "micro_batch.json"
+MLFLOW_NAME = "mlflow.json"
 
 # What may differ when a run is taken up again: where and how it runs, never what it computes.
 FREE_KEYS = (
@@ -59,6 +60,7 @@ def open_run_folder(recipe: Recipe, default_name: str) -> Path:
     if differences and not has_checkpoint(folder):
         # It failed, or was stopped, before there was anything to go on with: this start is the first.
         (folder / MICRO_BATCH_NAME).unlink(missing_ok=True)
+        (folder / MLFLOW_NAME).unlink(missing_ok=True)
         differences = []
     if differences:
         raise ValueError(
