@@ -25,12 +25,13 @@ from evaluation.metrics import topk_accuracy
 from evaluation.predict import TrainedModel, load_trained, predict
 from evaluation.report import ReportFiles, write_report
 from train.config import RecipeError, load_recipe
+from train.config.credentials import without_credentials
 from train.cost import find_price
 from train.data.loaders import BACKENDS
 from train.data.staging import stage
 from train.run_folder import METRICS_NAME, RECIPE_NAME, SUMMARY_NAME
 from train.tracking.metrics_file import read_metrics
-from train.tracking.mlflow_run import add_to_run, tracking_uri
+from train.tracking.mlflow_client import add_to_run, tracking_uri
 from train.validation import views_of
 
 
@@ -162,11 +163,10 @@ def _log_to_mlflow(
         tracking = load_recipe(run_folder / RECIPE_NAME).tracking
     except RecipeError:
         return
-    if named_uri is not None:
-        tracking = tracking.model_copy(update={"uri": named_uri})
-    uri = tracking_uri(tracking, run_folder.parent)
+    uri = named_uri or tracking_uri(tracking, run_folder.parent)
     fault = add_to_run(uri, run_id, files.html.parent, "report", figures)
-    print(f"warning: {fault}" if fault else f"added to MLflow run {run_id} ({uri})", file=sys.stderr)
+    shown = without_credentials(uri)
+    print(f"warning: {fault}" if fault else f"added to MLflow run {run_id} ({shown})", file=sys.stderr)
 
 
 if __name__ == "__main__":

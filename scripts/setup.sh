@@ -5,6 +5,7 @@
 #   PYTHON=python3.12 VENV=.venv scripts/setup.sh
 #
 # Without FFCV everything works on the reference loader, so its build may fail; SKIP_FFCV=1 leaves it out.
+# PostgreSQL is for tests only; SKIP_POSTGRES=1 leaves it out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -80,6 +81,21 @@ if [ ! -e "$STAMP" ]; then
   say "installing Python packages into $VENV (some 3 GB the first time; pip's cache helps the second)"
   "$VENV/bin/pip" install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
   touch "$STAMP"
+fi
+
+# Some tests put MLflow's server on a PostgreSQL of their own; without it, they are skipped.
+POSTGRES_STAMP="$VENV/.postgres-$WANTED"
+if [ ! -e "$POSTGRES_STAMP" ] && [ -z "${SKIP_POSTGRES:-}" ]; then
+  if command -v initdb >/dev/null 2>&1 || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; then
+    touch "$POSTGRES_STAMP"
+  elif install_packages "tests on PostgreSQL" postgresql; then
+    # The package starts a server of its own, which nobody asked for.
+    as_root service postgresql stop >/dev/null 2>&1 || true
+    touch "$POSTGRES_STAMP"
+  else
+    touch "$POSTGRES_STAMP"  # asked once a version
+    say "tests on PostgreSQL will be skipped"
+  fi
 fi
 
 # FFCV compiles against the system's libjpeg-turbo and OpenCV. Tried once a version; its lack costs speed only.

@@ -3,6 +3,7 @@
 python -m train check configs/demo.yaml data.path=data/intel
 torchrun --nproc-per-node=2 -m train configs/demo.yaml data.path=data/intel optimizer.peak_lr=0.1
 torchrun --nproc-per-node=2 --max-restarts=3 -m train RECIPE … # goes on by itself when a rank dies
+python -m train sync runs/mine            # send MLflow what it missed
 python -m train logs                      # refresh the table of logs.md from MLflow
 """
 
@@ -22,6 +23,10 @@ def main(arguments: list[str] | None = None) -> int:
         from train.tracking.training_log import main as refresh_log
 
         return refresh_log(words[1:])
+    if words[:1] == ["sync"]:
+        from train.tracking.sync import main as sync
+
+        return sync(words[1:])
     parser = argparse.ArgumentParser(
         prog="torchrun … -m train",
         description="train a recipe; `check` before the recipe only says what is wrong with it",

@@ -42,7 +42,7 @@ def stop_in_good_order(run: Run, reason: str) -> None:
     run.console.say(f"stopped by {reason} at step {run.progress.step}; the same command goes on from there")
     finish_mirroring(run, SPOT_SECONDS if reason == REASONS[SPOT] else MIRROR_SECONDS)
     if run.mlflow is not None:
-        run.mlflow.finish("KILLED")
+        run.mlflow.finish("KILLED", STOP_SECONDS)
 
 
 def finish_mirroring(run: Run, timeout_seconds: float) -> None:

@@ -42,6 +42,7 @@ from train.sam import perturb, restore, without_running_statistics
 from train.saving import close_writer, finish_writing, save
 from train.startup import Startup
 from train.tracking.console import Console
+from train.tracking.mlflow_run import STOP_SECONDS
 from train.validation import ValidationResult, count_topks, validate
 
 DAMAGED_DATA = "damaged data"
@@ -96,7 +97,7 @@ def train_to_the_end(run: Run) -> dict[str, Any] | None:
         if not resume_or_start(run):
             leave_before_the_start(run.folder, run.stop, run.console)
             if run.mlflow is not None:
-                run.mlflow.finish("KILLED")
+                run.mlflow.finish("KILLED", STOP_SECONDS)
             return None
         if run.recipe.run.preflight and run.progress.step == 0:
             say_preflight(run)
@@ -122,7 +123,7 @@ def train_to_the_end(run: Run) -> dict[str, Any] | None:
             save(run, is_best=False)
         close_writer(run)
         if run.mlflow is not None:
-            run.mlflow.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            run.mlflow.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", STOP_SECONDS)
         raise
     finally:
         if said := run.profiler.close():

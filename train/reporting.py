@@ -11,17 +11,6 @@ from train.throughput import model_flops_utilization, peak_memory_bytes
 from train.tracking.console import duration
 from train.validation import ValidationResult
 
-TRAIN_FIGURES = (
-    "learning_rate",
-    "images_per_second",
-    "data_wait_fraction",
-    "mfu",
-    "grad_norm",
-    "cost_usd",
-    "epoch_cost_usd",
-    "estimated_cost_usd",
-)
-
 
 def log_training(run: Run) -> None:
     """One train row over the steps since the last one, and the live line."""
@@ -127,11 +116,5 @@ def write_row(run: Run, row: dict[str, Any]) -> None:
     if not run.ranks.is_primary:
         return
     run.metrics.append(row)
-    if run.mlflow is None:
-        return
-    split = row["split"]
-    names = ("epoch", *TRAIN_FIGURES) if split == "train" else ("epoch",) if split == "val" else ()
-    named = {name: row[name] for name in names if row.get(name) is not None}
-    prefix = split.replace(":", "_")
-    named |= {f"{prefix}_{name}": row[name] for name in ("loss", "top1", "top5")}
-    run.mlflow.log_metrics(named, row["step"])
+    if run.mlflow is not None:
+        run.mlflow.poke()

@@ -43,11 +43,7 @@ def resume_or_start(run: Run) -> bool:
         )
         if run.recipe.tracking.mlflow:
             run.mlflow = MlflowRun(
-                run.recipe.tracking,
-                run.recipe.run.folder,
-                run.folder.name,
-                run.progress.mlflow_run_id,
-                run.console.say,
+                run.recipe.tracking, run.folder, run.progress.mlflow_run_id, run.console.say
             )
             run.mlflow.log_parameters(flatten(run.recipe.model_dump(mode="json")))
             run.mlflow.set_tags(_tags(run))

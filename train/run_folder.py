@@ -23,6 +23,7 @@ STATUS_NAME = "status.json"
 SUMMARY_NAME = "summary.json"
 METRICS_NAME = "metrics.jsonl"
 MICRO_BATCH_NAME = "micro_batch.json"
+MLFLOW_NAME = "mlflow.json"
 
 LOCK_SECONDS = 40.0  # torchrun kills ranks that do not end 30 s after its SIGTERM
 
@@ -92,6 +93,7 @@ def begin_run_folder(folder: Path, recipe: Recipe) -> None:
     if differences and not has_checkpoint(folder):
         # It failed, or was stopped, before there was anything to go on with: this start is the first.
         (folder / MICRO_BATCH_NAME).unlink(missing_ok=True)
+        (folder / MLFLOW_NAME).unlink(missing_ok=True)
         differences = []
     if differences:
         raise ValueError(

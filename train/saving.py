@@ -13,8 +13,8 @@ from train.checkpoint import CHECKPOINT_VERSION
 from train.config import dump_recipe
 from train.run import Run
 
-SPOT_SECONDS, SIGNAL_SECONDS = 60.0, 15.0  # a spot notice leaves two minutes, torchrun half a one
-MIRROR_SECONDS = 10.0  # more of that half minute, for S3
+SPOT_SECONDS, SIGNAL_SECONDS = 60.0, 12.0  # a spot notice leaves two minutes, torchrun half a one
+MIRROR_SECONDS = 8.0  # more of that half minute, for S3
 ERROR_SECONDS = 5.0
 END_SECONDS = 120.0  # for a disk that was full at the end to become free
 
@@ -37,7 +37,7 @@ def _state(run: Run, rank_states: torch.Tensor) -> dict[str, Any]:
     run.progress.skipped_steps = int(run.updater.num_skipped)
     progress = asdict(run.progress) | {"elapsed_seconds": run.elapsed_seconds}
     if run.mlflow is not None:
-        progress["mlflow_run_id"] = run.mlflow.run_id
+        progress["mlflow_run_id"] = run.mlflow.reference
     mean = rank_states.mean(0)
     state: dict[str, Any] = {
         "version": CHECKPOINT_VERSION,

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from data_prep.storage import without_password
+from train.config.credentials import redact
 from train.config.recipe import Recipe
 from train.config.schedule import PHASE_KINDS
 from train.config.yaml_text import load_yaml
@@ -24,7 +25,7 @@ class RecipeError(ValueError):
     """All faults of a recipe, a sentence each."""
 
     def __init__(self, source: str, faults: list[str]) -> None:
-        self.faults = faults
+        self.faults = faults = [redact(fault) for fault in faults]  # they quote what was typed
         super().__init__(f"{source} has {len(faults)} fault(s):\n" + "\n".join(f"  - {f}" for f in faults))
 
 

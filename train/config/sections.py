@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
 
+from train.config.credentials import has_credentials
+
 
 class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused."""
@@ -341,6 +343,16 @@ class TrackingSection(Section):
     uri: str | None = None  # null: sqlite in run.folder
     experiment: str = "imagenet-sprint"
     parent_run_id: str | None = None  # MLflow id of the run that this one is a child of
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> TrackingSection:
+        if self.uri is not None and has_credentials(self.uri):
+            raise ValueError(
+                "uri must not hold a password, as recipes are copied about: put the address into "
+                "MLFLOW_TRACKING_URI, or user and password into MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD"
+            )
+        return self
 
 
 class BudgetSection(Section):

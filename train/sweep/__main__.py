@@ -141,9 +141,7 @@ def _run(options, recipe: Recipe, definition, study, folder: Path, stop: StopReq
         return 0
     if not _check(folder, options.nproc_per_node):
         return 1
-    parent = ParentRun(
-        recipe.tracking, recipe.run.folder, folder.name, study.user_attrs.get("mlflow_run_id"), _say
-    )
+    parent = ParentRun(recipe.tracking, folder, study.user_attrs.get("mlflow_run_id"), _say)
     if parent.run_id is not None:
         study.set_user_attr("mlflow_run_id", parent.run_id)
     parent.describe(

@@ -6,35 +6,40 @@ from collections.abc import Callable
 from pathlib import Path
 
 from train.config import TrackingSection
-from train.tracking.mlflow_run import MlflowRun, tracking_uri
+from train.tracking.mlflow_client import tracking_uri
+from train.tracking.mlflow_run import MlflowRun
+
+OPEN_SECONDS = 30.0
 
 
 class ParentRun:
-    """The sweep's MLflow run, or nothing where tracking is off or dead.
+    """The sweep's MLflow run, or nothing where tracking is off.
+
+    With a server that is down at the start, the trials stand alone until it is back.
 
     Args:
-        run_id: of an earlier start of the same sweep.
+        folder: of the sweep. run_id: of an earlier start of the same sweep, for a folder without mlflow.json.
     """
 
     def __init__(
         self,
         config: TrackingSection,
-        runs_folder: Path,
-        name: str,
+        folder: Path,
         run_id: str | None,
         say: Callable[[str], None],
     ) -> None:
-        self.run_id: str | None = None
         self.environment: dict[str, str] = {}  # for the trials: the same store
         self._run: MlflowRun | None = None
         if not config.mlflow:
             return
         # Their run.folder is another one, and without a word they would make a store there.
-        self.environment = {"MLFLOW_TRACKING_URI": tracking_uri(config, runs_folder)}
-        run = MlflowRun(config, runs_folder, name, run_id, say)
-        self.run_id = run.wait_until_open()
-        if self.run_id is not None:
-            self._run = run
+        self.environment = {"MLFLOW_TRACKING_URI": tracking_uri(config, folder.parent)}
+        self._run = MlflowRun(config, folder, run_id, say)
+        self._run.wait_until_open(OPEN_SECONDS)
+
+    @property
+    def run_id(self) -> str | None:
+        return None if self._run is None else self._run.run_id
 
     def describe(self, parameters: dict[str, str], tags: dict[str, str]) -> None:
         if self._run is not None:

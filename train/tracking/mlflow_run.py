@@ -1,206 +1,224 @@
-"""One MLflow run for one training, written by a thread of its own.
+"""One MLflow run for one training, kept up to date by a thread of its own.
 
-A tracking server that is down must cost neither the run nor its speed: calls wait in a queue, the thread
-makes them, and the first failure is said once. What it could not send stays in metrics.jsonl.
+metrics.jsonl is the spool: the training appends a row and calls `poke`; the thread sends what the server
+does not have. A server that is down, hangs or answers nonsense costs neither the run nor its speed: the
+thread tries again until the end, and `python -m train sync RUN_FOLDER` sends what is missing then.
+
+Example:
+    >>> mlflow = MlflowRun(recipe.tracking, folder, say=console.say)
+    >>> metrics.append(row)
+    >>> mlflow.poke()
+    >>> mlflow.finish("FINISHED")
 """
 
 from __future__ import annotations
 
-import os
-import queue
+import contextlib
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from train.config import TrackingSection
+from train.config.credentials import without_credentials
+from train.tracking.mlflow_client import (
+    MlflowMissing,
+    first_line,
+    is_timeout,
+    prepare_environment,
+    tracking_uri,
+)
+from train.tracking.mlflow_replay import HEARTBEAT_SECONDS, Replay, RunDeleted
+from train.tracking.mlflow_state import PARENT_TAG, open_state, reference_of
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
-MAX_PARAMETER_LENGTH = 500
-PARENT_TAG = "mlflow.parentRunId"  # MLflow shows such runs under their parent
-FINISH_SECONDS = 120.0
-MOST_FAILURES = 3  # in a row; then the server is taken for gone
-
-
-def tracking_uri(config: TrackingSection, runs_folder: Path) -> str:
-    """`tracking.uri`, or else SQLite in the folder of all runs (MLFLOW_TRACKING_URI wins over that)."""
-    default = f"sqlite:///{(runs_folder / 'mlflow.db').resolve()}"
-    return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
-
-
-def open_client(uri: str) -> MlflowClient:
-    """A client of `uri` that gives up after some seconds (MLflow's own default is many minutes).
-
-    Raises:
-        ValueError: MLflow is not installed.
-    """
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
-    try:
-        from mlflow import MlflowClient
-    except ImportError:
-        raise ValueError(
-            "MLflow is not installed: pip install mlflow, or set tracking.mlflow=false"
-        ) from None
-    _quiet_logging()
-    return MlflowClient(tracking_uri=uri)
-
-
-def _quiet_logging() -> None:
-    import logging
-
-    # The store tells of every migration step of a new SQLite file.
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def open_experiment(client: MlflowClient, name: str, uri: str, runs_folder: Path) -> str:
-    """Id of the experiment, made where it is not there yet."""
-    experiment = client.get_experiment_by_name(name)
-    if experiment is not None:
-        return experiment.experiment_id
-    # With a database and no server, artifacts lie beside the database, and not where one happened to stand.
-    local = uri.startswith("sqlite:")
-    location = (runs_folder / "mlartifacts" / name).resolve().as_uri() if local else None
-    return client.create_experiment(name, artifact_location=location)
+FINISH_SECONDS = 60.0
+STOP_SECONDS = 5.0  # a planned stop has other things to do in its 30 s
+OPEN_SECONDS = 60.0
+UPLOAD_BYTES_PER_SECOND = 4e6  # the end waits so much longer for files
+PAUSE_SECONDS = 1.0  # between two requests, however often rows come
+FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 1.0, 60.0
+MAX_LAST_FAILURES = 3  # at the end; then the server is taken for gone
+LAST_WAIT_SECONDS = 1.0  # times the failures so far
+HANGING_SECONDS = 10.0  # the end waits no longer for a server that hung at the last attempt
 
 
 class MlflowRun:
-    """A run of the tracking server; every method returns at once.
+    """A run of the tracking server; every method but `finish` and `wait_until_open` returns at once.
 
     Args:
-        run_id: of the run to go on with, or None for a new one.
-        on_run_id: called in the thread with the id, as soon as there is one.
+        folder: of the run, with metrics.jsonl; its name is the run's. With neither `tracking.uri` nor
+            MLFLOW_TRACKING_URI, the store is a database beside it.
+        reference: what a checkpoint remembers of the run (`MlflowRun.reference`), or a run id, or None. Where
+            `mlflow.json` is in the folder, that counts.
+        say: takes what is to be said, without any password.
     """
 
     def __init__(
         self,
         config: TrackingSection,
-        runs_folder: Path,
-        run_name: str,
-        run_id: str | None = None,
+        folder: Path,
+        reference: str | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
-        self.uri = tracking_uri(config, runs_folder)
-        self.run_id = run_id
-        self.failed: str | None = None
-        self._say = say
-        self._calls: queue.Queue[Callable[[MlflowClient, str], None] | None] = queue.Queue()
-        self._client: MlflowClient | None = None
-        self._opened = threading.Event()  # or failed
-        self._thread = threading.Thread(
-            target=self._work, args=(config, runs_folder, run_name), name="mlflow", daemon=True
-        )
-        self._thread.start()
+        prepare_environment(num_retries=0)  # we do that, and never twice
+        uri = tracking_uri(config, folder.parent)
+        self.uri = without_credentials(uri)
+        self.failed: str | None = None  # why the last attempt failed; None while all is well
+        self._secret_uri = uri
+        self._folder = folder
+        self._say_line = say
+        self._state = open_state(folder, uri, config.experiment, reference)
+        self._state.begin()
+        if config.parent_run_id is not None:
+            self._state.add_tags({PARENT_TAG: config.parent_run_id})
+        self._save()  # the key is on the disk before a run can be created with it
+        self._replay = Replay(self._state, uri, folder.parent, is_live=True, say=self._say)
+        self._poked, self._ending, self._answered, self._done = (threading.Event() for _ in range(4))
+        self._is_silent = False
+        self._hangs = False
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # no thread is left for us: the training goes on without MLflow
+            self._work(error)
+
+    @property
+    def run_id(self) -> str | None:
+        """None until the server has told it."""
+        return self._state.wanted.run_id
+
+    @property
+    def reference(self) -> str:
+        """For the checkpoint: finds the run again on a machine that has nothing else."""
+        return reference_of(self._state.wanted)
+
+    def poke(self) -> None:
+        """There is a new row in metrics.jsonl."""
+        self._poked.set()
 
     def log_parameters(self, parameters: dict[str, Any]) -> None:
-        from_plain = {key: str(value)[:MAX_PARAMETER_LENGTH] for key, value in parameters.items()}
-
-        def call(client: MlflowClient, run_id: str) -> None:
-            from mlflow.entities import Param
-
-            known = client.get_run(run_id).data.params
-            new = [Param(key, value) for key, value in from_plain.items() if key not in known]
-            for start in range(0, len(new), 100):
-                client.log_batch(run_id, params=new[start : start + 100])
-
-        self._calls.put(call)
+        self._state.add_parameters(parameters)
+        self.poke()
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        timestamp = int(time.time() * 1000)
-
-        def call(client: MlflowClient, run_id: str) -> None:
-            from mlflow.entities import Metric
-
-            rows = [Metric(key, float(value), timestamp, step) for key, value in metrics.items()]
-            client.log_batch(run_id, metrics=rows)
-
-        self._calls.put(call)
+        """Numbers that stand in no row of metrics.jsonl."""
+        self._state.add_figures(metrics, step)
+        self.poke()
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
-        self._calls.put(lambda client, run_id: client.log_artifact(run_id, str(path), folder))
+        """A file inside the run's folder, under `folder` in MLflow."""
+        try:
+            self._state.add_file(path, folder)
+        except ValueError:
+            self._say(f"warning: {path} does not go to MLflow: it is not in {self._folder}")
+        self.poke()
 
     def set_tags(self, tags: dict[str, str]) -> None:
-        def call(client: MlflowClient, run_id: str) -> None:
-            for key, value in tags.items():
-                client.set_tag(run_id, key, value)
-
-        self._calls.put(call)
+        self._state.add_tags(tags)
+        self.poke()
 
     def tag_child(self, name: str, tags: dict[str, str]) -> None:
         """Tag the runs called `name` that have this one as their parent."""
+        self._state.add_child(name, tags)
+        self.poke()
 
-        def call(client: MlflowClient, run_id: str) -> None:
-            experiment_id = client.get_run(run_id).info.experiment_id
-            wanted = f"tags.`{PARENT_TAG}` = '{run_id}' and attributes.run_name = '{name}'"
-            for child in client.search_runs([experiment_id], wanted):
-                for key, value in tags.items():
-                    client.set_tag(child.info.run_id, key, value)
+    def wait_until_open(self, timeout_seconds: float = OPEN_SECONDS) -> str | None:
+        """The run's id once the server knows it; None where the first attempt fails, or takes too long."""
+        self._answered.wait(timeout_seconds)
+        return self.run_id if self._replay.is_open else None
 
-        self._calls.put(call)
+    def finish(self, status: str, timeout_seconds: float | None = None) -> bool:
+        """Send what is left and mark the run; gives up early where the server does not answer.
 
-    def wait_until_open(self, timeout_seconds: float = FINISH_SECONDS) -> str | None:
-        """The run's id once the server knows it; None where it does not answer."""
-        self._opened.wait(timeout_seconds)
-        return self.run_id if self._client is not None and self.failed is None else None
+        Args:
+            status: `FINISHED`, `KILLED` or `FAILED`.
+            timeout_seconds: at most; default: a minute, and more where there are large files to send.
 
-    def finish(self, status: str) -> None:
-        """Send what is left and mark the run (`FINISHED`, `KILLED` or `FAILED`); waits, but not for ever."""
-        self._calls.put(lambda client, run_id: client.set_terminated(run_id, status))
-        self._calls.put(None)
-        self._thread.join(FINISH_SECONDS)
-        if self._thread.is_alive():
-            self._say(f"warning: MLflow at {self.uri} does not answer; the rows are in metrics.jsonl")
+        Returns:
+            Whether all has arrived. If not, that was said, with the command that sends the rest.
+        """
+        if self._ending.is_set():
+            return self._state.wanted.is_complete
+        if timeout_seconds is None:
+            timeout_seconds = FINISH_SECONDS + self._replay.unsent_bytes() / UPLOAD_BYTES_PER_SECOND
+        if self._hangs:
+            timeout_seconds = min(timeout_seconds, HANGING_SECONDS)
+        self._state.end(status)
+        self._save()
+        self._ending.set()
+        self._poked.set()
+        self._done.wait(timeout_seconds)
+        if not self._state.wanted.is_complete:
+            reason = f" ({self.failed})" if self.failed else ""
+            self._say(
+                f"warning: MLflow at {self.uri} did not get everything{reason}; "
+                f"`python -m train sync {self._folder}` sends the rest later"
+            )
+            self._is_silent = True  # the thread may yet come to its end, after our last word
+        return self._state.wanted.is_complete
 
-    def _work(self, config: TrackingSection, runs_folder: Path, run_name: str) -> None:
+    def _work(self, fault: Exception | None = None) -> None:
         try:
-            self._open(config, runs_folder, run_name)
-            self._opened.set()
-            failures = 0
-            while (call := self._calls.get()) is not None:
-                assert self._client is not None and self.run_id is not None
-                try:
-                    call(self._client, self.run_id)
-                    failures = 0
-                except Exception as error:
-                    failures += 1
-                    if failures == MOST_FAILURES:
-                        raise
-                    self._say(f"warning: MLflow at {self.uri} missed something ({_first_line(error)})")
-        except Exception as error:  # whatever MLflow raises, training goes on without it
-            self.failed = _first_line(error)
-            self._opened.set()
-            self._say(f"warning: MLflow at {self.uri} failed ({self.failed}); metrics.jsonl has every row")
+            if fault is not None:
+                raise fault
+            self._send_until_the_end()
+        except Exception as error:  # whatever it is, the training goes on without MLflow
+            self.failed = first_line(error, self._secret_uri)
+            self._say(
+                f"warning: no row goes to MLflow at {self.uri} any more: {_sentence(error, self.failed)}"
+            )
+        finally:
+            self._answered.set()
+            self._done.set()
 
-    def _open(self, config: TrackingSection, runs_folder: Path, run_name: str) -> None:
-        client = open_client(self.uri)
-        if self.run_id is None:
-            experiment_id = open_experiment(client, config.experiment, self.uri, runs_folder)
-            tags = {PARENT_TAG: config.parent_run_id} if config.parent_run_id else {}
-            self.run_id = client.create_run(experiment_id, run_name=run_name, tags=tags).info.run_id
-        else:
-            client.update_run(self.run_id, status="RUNNING")
-        self._client = client
+    def _send_until_the_end(self) -> None:
+        backoff, num_last_failures, num_sent = FIRST_BACKOFF_SECONDS, 0, 0
+        while True:
+            self._poked.clear()
+            is_ending = self._ending.is_set()  # before the attempt: it must have seen what was wanted last
+            try:
+                self._replay.run_once()
+            except (MlflowMissing, RunDeleted):
+                raise
+            except Exception as error:  # MLflow raises all kinds
+                if self.failed is None:
+                    self._say(
+                        f"warning: MLflow at {self.uri} failed ({first_line(error, self._secret_uri)}); "
+                        "metrics.jsonl keeps every row, and they are sent when it is back"
+                    )
+                self.failed = first_line(error, self._secret_uri)
+                self._answered.set()
+                self._hangs = is_timeout(error)
+                if is_ending:
+                    num_last_failures += MAX_LAST_FAILURES if self._hangs else 1
+                    if num_last_failures >= MAX_LAST_FAILURES:
+                        return
+                    time.sleep(LAST_WAIT_SECONDS * num_last_failures)
+                else:
+                    self._ending.wait(backoff)
+                    backoff = min(2 * backoff, MAX_BACKOFF_SECONDS)
+                continue
+            if self.failed is not None:
+                self._say(f"MLflow is back: {self._replay.sent.rows - num_sent} rows sent")
+            self.failed, self._hangs, backoff = None, False, FIRST_BACKOFF_SECONDS
+            num_sent = self._replay.sent.rows
+            self._answered.set()
+            if is_ending:
+                return
+            self._poked.wait(HEARTBEAT_SECONDS)
+            self._ending.wait(PAUSE_SECONDS)  # what comes meanwhile goes out together
+
+    def _save(self) -> None:
+        self._state.save()
+        if self._state.fault is not None:
+            self._say(f"warning: {self._state.fault}: after a crash, MLflow may miss something")
+
+    def _say(self, line: str) -> None:
+        if not self._is_silent:
+            with contextlib.suppress(OSError, ValueError):  # a terminal that is gone
+                self._say_line(line)
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
-
-
-def add_to_run(
-    uri: str, run_id: str, folder: Path, artifact_folder: str, metrics: dict[str, float]
-) -> str | None:
-    """Add a folder's files and some figures to a run that has ended; a sentence where that failed."""
-    try:
-        client = open_client(uri)
-        client.log_artifacts(run_id, str(folder), artifact_folder)
-        for name, value in metrics.items():
-            client.log_metric(run_id, name, value)
-    except Exception as error:  # whatever MLflow raises, the files are there
-        return f"MLflow at {uri} did not take the report ({_first_line(error)})"
-    return None
+def _sentence(error: Exception, line: str) -> str:
+    return str(error) if isinstance(error, MlflowMissing | RunDeleted) else line

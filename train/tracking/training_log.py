@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.storage import write_atomically
 from train.config import TrackingSection
+from train.config.credentials import redact, without_credentials
 from train.tracking.console import duration
-from train.tracking.mlflow_run import open_client, tracking_uri
+from train.tracking.mlflow_client import all_runs, open_client, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -46,21 +47,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--uri", help="MLflow tracking URI")
     parser.add_argument("--experiment", default=TrackingSection().experiment)
     options = parser.parse_args(arguments)
-    uri = tracking_uri(TrackingSection(uri=options.uri), options.runs)
+    uri = options.uri or tracking_uri(TrackingSection(), options.runs)
+    shown = without_credentials(uri)
     try:
         if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
             raise ValueError(
-                f"there is no MLflow store at {uri}: train something first, or name it with --uri"
+                f"there is no MLflow store at {shown}: train something first, or name it with --uri"
             )
         rows = [table_row(run) for run in finished_runs(uri, options.experiment)]
         refresh_table(options.file, rows)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(str(error), uri)}", file=sys.stderr)
         return 1
     except Exception as error:  # MLflow's own: one sentence, too
-        print(f"error: MLflow at {uri} does not answer ({type(error).__name__})", file=sys.stderr)
+        print(f"error: MLflow at {shown} does not answer ({type(error).__name__})", file=sys.stderr)
         return 1
-    print(f"{options.file}: {len(rows)} runs from {uri}")
+    print(f"{options.file}: {len(rows)} runs from {shown}")
     return 0
 
 
@@ -69,17 +71,12 @@ def finished_runs(uri: str, experiment: str) -> list[Run]:
     client = open_client(uri)
     found = client.get_experiment_by_name(experiment)
     if found is None:
-        raise ValueError(f"{uri} has no experiment {experiment!r}: name it with --experiment")
-    runs: list[Run] = []
-    token: str | None = None
-    while True:
-        page = client.search_runs(
-            [found.experiment_id], "attributes.status = 'FINISHED'", max_results=500, page_token=token
+        raise ValueError(
+            f"{without_credentials(uri)} has no experiment {experiment!r}: name it with --experiment"
         )
-        runs += [run for run in page if "final_top1" in run.data.metrics]
-        token = page.token
-        if not token:
-            return sorted(runs, key=lambda run: run.info.start_time, reverse=True)
+    runs = all_runs(client, found.experiment_id, "attributes.status = 'FINISHED'")
+    validated = [run for run in runs if "final_top1" in run.data.metrics]
+    return sorted(validated, key=lambda run: run.info.start_time, reverse=True)
 
 
 def table_row(run: Run) -> tuple[str, ...]:
