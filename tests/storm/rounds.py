@@ -25,7 +25,7 @@ GLOBAL_BATCH_SIZE = 16
 STEPS_PER_EPOCH = NUM_CLASSES * IMAGES_A_CLASS // GLOBAL_BATCH_SIZE
 STEPS_A_FAULT = 18
 PACE_SECONDS = 0.08  # after each step of a stormy run
-CALM_SECONDS, RECOVER_SECONDS, END_SECONDS = 600.0, 240.0, 600.0
+CALM_SECONDS, RECOVER_SECONDS, END_SECONDS = 600.0, 180.0, 600.0
 STEPS_WITHOUT_HARM = 40  # then a fault that must end a start did not
 
 RECIPE = """
@@ -108,6 +108,7 @@ class Round:
             except StormError as error:
                 self.tally.faults_of_rounds.append(f"round {self.folder.name}: {error}")
                 self.say(f"  NOT SURVIVED: {error}")
+                stormy.abort()
             self.tally.num_starts += stormy.num_starts
             self.tally.num_steps += stormy.step
             self.tally.first_step_seconds += stormy.first_step_seconds()

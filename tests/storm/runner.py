@@ -80,6 +80,7 @@ class Training:
         words += [f"run.folder={self.runs}", f"run.name={self.plan.name}", *self.plan.words]
         own = {
             MARK: self.mark,
+            "PYTHONFAULTHANDLER": "1",  # SIGABRT has every thread say where it is
             "STORM_START": str(self.num_starts),
             "STORM_RECORDS": str(self.records.folder),
             "STORM_PACE": str(self._pace),
@@ -181,6 +182,17 @@ class Training:
         kill_all(self.mark)
         if self._process is not None:
             self._process.wait()
+
+    def abort(self) -> None:
+        """End what hangs in such a way that its log tells where it hung; the ranks first."""
+        before = self.living()
+        agent, ranks = self.agent, self.ranks()
+        for process in (*ranks, *([] if agent is None else [agent])):
+            process.send(signal.SIGABRT)
+            time.sleep(1.0)
+        with self._log(self.num_starts).open("a") as log:
+            log.write(f"\nthe storm gave up; there were {before}\n")
+        self.kill()
 
     def run_to_the_end(self, seconds: float) -> None:
         """Tend it until it has finished.
