@@ -284,8 +284,8 @@ def lose_folder(scene: Scene) -> str:
     training = scene.training
     bucket = scene.services.bucket
     assert bucket is not None
-    prefix = f"{scene.services.mirror_prefix}/{training.plan.name}"
-    if not scene.wait_for(lambda: bucket.has(f"{prefix}/latest.json"), "something in the mirror", 60):
+    latest = f"{training.plan.folder.name}/{training.plan.name}/latest.json"
+    if not scene.wait_for(lambda: bucket.has(latest), "something in the mirror", 60):
         return ""
     scene.begin()
     training.is_held = True

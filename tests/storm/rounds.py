@@ -14,6 +14,7 @@ from data_prep.pipeline import PrepareOptions, prepare
 from data_prep.sources import open_source
 from tests.conftest import write_image_folder
 from tests.storm.compare import differences
+from tests.storm.compare_mlflow import mlflow_differences
 from tests.storm.faults import After, Fault, Scene
 from tests.storm.runner import Plan, StormError, Training
 from tests.storm.services import Services
@@ -25,7 +26,7 @@ GLOBAL_BATCH_SIZE = 16
 STEPS_PER_EPOCH = NUM_CLASSES * IMAGES_A_CLASS // GLOBAL_BATCH_SIZE
 STEPS_A_FAULT = 18
 PACE_SECONDS = 0.08  # after each step of a stormy run
-CALM_SECONDS, RECOVER_SECONDS, END_SECONDS = 600.0, 180.0, 600.0
+CALM_SECONDS, RECOVER_SECONDS, END_SECONDS = 600.0, 240.0, 600.0
 STEPS_WITHOUT_HARM = 40  # then a fault that must end a start did not
 
 RECIPE = """
@@ -41,7 +42,7 @@ schedule:
 validation: {{batch_size: 10, views: {{raw: {{weights: model}}}}}}
 precision: {{mode: fp32}}
 checkpoint: {{keep_last: 2, every_steps: 5, every_minutes: 0.05}}
-preemption: {{hang_seconds: 10}}
+preemption: {{hang_seconds: 15}}
 run: {{log_every_steps: 2, preflight: false, seed: {seed}}}
 """  # noqa: E501
 
@@ -89,7 +90,7 @@ class Round:
         self.folder.mkdir()
         num_before = len(self.tally.outcomes)
         self.say(
-            f"round {self.folder.name}: {self.loader}, {self.num_steps} steps, {len(self.faults)} faults, "
+            f"{self.folder.name}: {self.loader}, {self.num_steps} steps, {len(self.faults)} faults, "
             f"loss of rank {self.nan_rank} is NaN at {' and '.join(map(str, self.nan_steps))}"
         )
         began = time.monotonic()
@@ -98,7 +99,7 @@ class Round:
             calm.run_to_the_end(CALM_SECONDS)
         self.say(f"  the calm run took {time.monotonic() - began:.1f} s")
         services = self.services
-        words, variables = tuple(services.words), services.variables
+        words, variables = services.words(self.folder.name), services.variables
         with (
             services.disk(self.folder / "runs"),
             self._training("stormy", PACE_SECONDS, words, variables) as stormy,
@@ -106,7 +107,7 @@ class Round:
             try:
                 self._weather(stormy)
             except StormError as error:
-                self.tally.faults_of_rounds.append(f"round {self.folder.name}: {error}")
+                self.tally.faults_of_rounds.append(f"{self.folder.name}: {error}")
                 self.say(f"  NOT SURVIVED: {error}")
                 stormy.abort()
             self.tally.num_starts += stormy.num_starts
@@ -227,10 +228,12 @@ class Round:
 
     def _judge(self, calm: Training, stormy: Training, outcomes: list[Outcome]) -> None:
         found = differences(calm, stormy)
+        if self.services.mlflow is not None:
+            found += mlflow_differences(self.services.mlflow.uri, self.folder.name, stormy.folder)
         for sentence in found[:20]:
             self.say(f"  DIFFERENT: {sentence}")
         if found:
-            self.tally.faults_of_rounds.append(f"round {self.folder.name}: {'; '.join(found[:5])}")
+            self.tally.faults_of_rounds.append(f"{self.folder.name}: {'; '.join(found[:5])}")
             for outcome in outcomes:
                 outcome.problem = outcome.problem or "the end differs from the calm run's"
         else:
@@ -246,7 +249,7 @@ class Round:
             return
         skipped = load_checkpoint(store.folder / entries[-1].name)["progress"]["skipped_steps"]
         if skipped < len(self.nan_steps):
-            self.tally.faults_of_rounds.append(f"round {self.folder.name}: only {skipped} NaN steps skipped")
+            self.tally.faults_of_rounds.append(f"{self.folder.name}: only {skipped} NaN steps skipped")
         for step in self.nan_steps:
             number = len(self.tally.outcomes) + 1
             self.tally.outcomes.append(Outcome(number, "NaN in the loss of one rank", "", step))

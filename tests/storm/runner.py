@@ -211,7 +211,7 @@ class Training:
         """The end of the newest log, in one line."""
         with contextlib.suppress(OSError):
             text = self._log(self.num_starts).read_text(errors="replace")
-            lines = [line for line in text.splitlines() if "error (rank" in line or "warning:" in line]
+            lines = [line for line in text.splitlines() if re.match(r"error( \(rank|:)|warning:|  - ", line)]
             return " | ".join((lines or text.splitlines())[-3:])[-600:]
         return ""
 

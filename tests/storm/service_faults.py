@@ -10,17 +10,7 @@ from tests.storm.services import MLFLOW_FAULTS, S3_FAULTS
 SHORTEST_SECONDS, LONGEST_SECONDS = 3.0, 6.0  # of an outage
 
 # Kinds that wait for a part of the product which is not wired in yet → that part.
-WAITING = {
-    "agent": "ranks that notice the death of their agent",
-    "hang": "the heartbeat",
-    "interruption": "the watch for spot notices",
-    "rebalance": "the watch for spot notices",
-    "folder": "the mirror in S3",
-    "s3": "the mirror in S3",
-    "mlflow-killed": "the spool of MLflow",
-    "mlflow-hangs": "the spool of MLflow",
-    "mlflow-500": "the spool of MLflow",
-}
+WAITING: dict[str, str] = {}
 
 
 def _outage(scene: Scene) -> float:

@@ -26,8 +26,11 @@ FILLER_NAME = ".filler"
 S3_FAULTS = (
     *("503 SlowDown", "500 InternalError", "drop", "drop-upload", "drop-answer", "stall:2", "flip-upload"),
 )
-MLFLOW_FAULTS = {"hangs": "hangs for seconds", "500": "answers 500 for seconds"}
-MIRROR_PREFIX = "mirror"
+MLFLOW_FAULTS = {
+    "hangs": "hangs for seconds",
+    "500": "answers 500 for seconds",
+    "deaf": "does, but answers nothing, for seconds",
+}
 
 
 class StormBucket(Bucket):
@@ -68,17 +71,14 @@ class Services:
 
     Attributes:
         variables: environment of the training, with which it finds them.
-        words: overrides of the recipe.
     """
 
     def __init__(self, folder: Path, wanted: set[str]) -> None:
         self.variables = {"AWS_EC2_METADATA_DISABLED": "true"}
-        self.words: list[str] = []
         self.bucket: StormBucket | None = None
         self.metadata: Any = None
         self.mlflow: Any = None
         self.mlflow_proxy: Any = None
-        self.mirror_prefix = MIRROR_PREFIX
         self._folder, self._wanted = folder, wanted
         self._stack = contextlib.ExitStack()
 
@@ -91,13 +91,20 @@ class Services:
                 self._open_metadata()
             if "mlflow" in self._wanted:
                 self._open_mlflow()
-            else:
-                self.words.append("tracking.mlflow=false")
             undo.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._stack.close()
+
+    def words(self, name: str) -> tuple[str, ...]:
+        """Overrides of the recipe, for a training that shall share nothing with those of other names."""
+        found = ["preemption.poll_seconds=1"]
+        if self.bucket is not None:
+            found.append(f"checkpoint.mirror=s3://{self.bucket.name}/{name}")
+        if self.mlflow is None:
+            return (*found, "tracking.mlflow=false")
+        return (*found, f"tracking.uri={self.mlflow_proxy.uri}", f"tracking.experiment={name}")
 
     @contextlib.contextmanager
     def disk(self, folder: Path) -> Iterator[None]:
@@ -157,13 +164,13 @@ class Services:
         assert moto.stdout is not None
         server = FaultyS3(int(moto.stdout.readline()))
         self._stack.callback(server.close)
-        home = self._folder / "home"
-        home.mkdir(exist_ok=True)
         own = {
             "AWS_ENDPOINT_URL": server.url,
             "AWS_ACCESS_KEY_ID": "dummy",
             "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
             "S3_MAX_WAIT_SECONDS": "0.5",
             "S3_TIMEOUT_SECONDS": "5",
         }
@@ -171,8 +178,7 @@ class Services:
         self._stack.callback(_set_environment, before)
         os.environ.update(own)
         self.bucket = StormBucket(server, f"bucket-{uuid.uuid4().hex}")
-        self.variables |= own | {"HOME": str(home)}
-        self.words.append(f"checkpoint.mirror=s3://{self.bucket.name}/{MIRROR_PREFIX}")
+        self.variables |= own
 
     @contextlib.contextmanager
     def broken_s3(self, fault: str, chooser: random.Random) -> Iterator[None]:
@@ -196,7 +202,6 @@ class Services:
         self.metadata = self._stack.enter_context(FakeMetadata())
         del self.variables["AWS_EC2_METADATA_DISABLED"]
         self.variables["AWS_EC2_METADATA_SERVICE_ENDPOINT"] = self.metadata.url
-        self.words.append("preemption.poll_seconds=1")
 
     def _open_mlflow(self) -> None:
         from tests.integration.mlflow_server import mlflow_server, proxy_before
@@ -206,13 +211,12 @@ class Services:
         server = mlflow_server(f"sqlite:///{folder / 'mlflow.db'}", folder)
         self.mlflow = self._stack.enter_context(server)
         self.mlflow_proxy = self._stack.enter_context(proxy_before(self.mlflow.port))
-        self.words += ["tracking.mlflow=true", f"tracking.uri={self.mlflow_proxy.uri}"]
 
     @contextlib.contextmanager
     def broken_mlflow(self, fault: str) -> Iterator[None]:
-        from tests.integration.mlflow_server import BREAK, HANG, PASS
+        from tests.integration.mlflow_server import BREAK, HANG, LOSE, PASS
 
-        self.mlflow_proxy.always({"hangs": HANG, "500": BREAK}[fault])
+        self.mlflow_proxy.always({"hangs": HANG, "500": BREAK, "deaf": LOSE}[fault])
         try:
             yield
         finally:

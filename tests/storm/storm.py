@@ -91,12 +91,12 @@ def _rounds(options: Options, faults: list[Fault], folder: Path, tally: Tally, b
             loader = loaders[(number - 1) % len(loaders)]
             seed = chooser.randrange(2**31)
             drawn = [next(deck) for _ in range(num_faults)]
-            one = Round(folder / f"{number:03d}", data, loader, seed, drawn, services, tally, _say)
+            one = Round(folder / f"round-{number:03d}", data, loader, seed, drawn, services, tally, _say)
             one.run()
             done = max(1, len(tally.outcomes) - before)
             fault_seconds = 0.5 * fault_seconds + 0.5 * max(1.0, time.monotonic() - at - calm_part) / done
             if not tally.faults_of_rounds and options.folder is None:
-                shutil.rmtree(folder / f"{number:03d}", ignore_errors=True)
+                shutil.rmtree(folder / f"round-{number:03d}", ignore_errors=True)
 
 
 def _deck(faults: list[Fault], chooser: random.Random) -> Iterator[Fault]:
