@@ -17,6 +17,7 @@ from train.run_folder import METRICS_NAME, SUMMARY_NAME, write_status
 from train.saving import END_SECONDS, MIRROR_SECONDS, SIGNAL_SECONDS, SPOT_SECONDS, finish_writing, save
 from train.throughput import model_flops_utilization, peak_memory_bytes
 from train.tracking.console import Console
+from train.tracking.mlflow_run import STOP_SECONDS
 from train.validation import ValidationResult
 
 

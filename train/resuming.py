@@ -129,6 +129,7 @@ def _load_parts(run: Run, state: dict[str, Any]) -> None:
     run.scaler.load_state_dict(state["scaler"])
     run.schedule.load_state_dict(state["schedule"], run.optimizer)
     run.updater.load_state_dict(state["updater"])
+    run.learning_rate = state["learning_rate"]
     if run.ema is not None:
         run.ema.model.load_state_dict(state["ema"])
         run.ema.num_updates = state["ema_updates"]

@@ -49,6 +49,7 @@ def _state(run: Run, rank_states: torch.Tensor) -> dict[str, Any]:
         "schedule": run.schedule.state_dict(),
         "progress": progress,
         "rank_states": rank_states,
+        "learning_rate": run.learning_rate,  # for the row of a validation that comes before the next step
         "num_metrics_rows": run.metrics.num_rows,
         "recipe": dump_recipe(run.recipe),
         "data_identity": run.data_identity,

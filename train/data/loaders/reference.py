@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional
 
+from data_prep.workers import begin_worker
 from train.data import job_signals
 from train.data.job_signals import kept_from_children
 from train.data.loaders.base import Decoded, Loader, LoaderPlan, Request
@@ -88,7 +89,7 @@ class ReferenceLoader(Loader):
             persistent_workers=True,
             prefetch_factor=2,
             timeout=POLL_SECONDS,
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=_begin_worker,
             # Forked from this process, they would inherit locks that threads of other libraries hold, and
             # hang; so they are forked from a small process that has none.
             multiprocessing_context=_fork_server(),
@@ -192,7 +193,9 @@ def _is_stopped(pid: int | None) -> bool:
         return False
 
 
-def _ignore_signals(_worker: int) -> None:
+def _begin_worker(_worker: int) -> None:
+    # Torch's workers look after their parent; that is the fork server, which in turn lives as long as they.
+    begin_worker()
     job_signals.ignore()
 
 
