@@ -18,6 +18,7 @@ import uuid
 from datetime import timedelta
 
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 POLL_SECONDS = 0.02
 
@@ -28,7 +29,7 @@ def fresh_store(timeout: timedelta) -> tuple[dist.Store, str, int, int]:
     Raises:
         RuntimeError: the other ranks did not come in time.
     """
-    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    store, rank, world_size = next(rendezvous("env://", timeout=timeout))
     start_id = meet(store, rank, world_size, timeout.total_seconds())
     return dist.PrefixStore(f"start-{start_id}", store), start_id, rank, world_size
 
