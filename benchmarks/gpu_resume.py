@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -24,8 +23,9 @@ import torch
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+HOW = ("as it is", "deterministic")
 NUM_EPOCHS, KILL_AFTER_STEP = 60, 80
-VARIABLE = ("time", "images_per_second", "data_wait_fraction", "cost_usd")
+COMPARED = ("step", "epoch", "split", "loss", "top1", "top5", "learning_rate", "grad_norm")
 
 
 def main() -> None:
@@ -34,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", required=True, help="a prepared data set")
     parser.add_argument("--precisions", nargs="+", default=["bf16", "fp32"])
+    parser.add_argument("--how", nargs="+", choices=HOW, default=list(HOW))
     options = parser.parse_args()
     rows = [
         "| | steps | killed at | tensors equal to the calm run | largest difference | rows of metrics equal |"
@@ -46,13 +47,17 @@ def main() -> None:
                 for name in ("calm", "calm again", "killed")
             }
             for precision in options.precisions
-            for how in ("as it is", "deterministic")
+            for how in options.how
         }
         everything = [training for group in trainings.values() for training in group.values()]
-        are_done = [False]
-        while not all(are_done):
-            time.sleep(0.02)
-            are_done = [training.poll() for training in everything]  # each of them each time
+        try:
+            are_done = [False]
+            while not all(are_done):
+                time.sleep(0.02)
+                are_done = [training.poll() for training in everything]  # each of them each time
+        finally:
+            for training in everything:
+                training.kill()
         for (precision, how), group in trainings.items():
             for name in ("calm again", "killed"):
                 cells = compared(group["calm"], group[name])
@@ -88,6 +93,10 @@ class Training:
                 stderr=subprocess.STDOUT,
             )
 
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
     def poll(self) -> bool:
         """Whether it is done."""
         if (
@@ -95,8 +104,7 @@ class Training:
             and self.killed_at is None
             and (step := self._newest_step()) >= KILL_AFTER_STEP
         ):
-            self._process.send_signal(signal.SIGKILL)
-            self._process.wait()
+            self.kill()
             self.killed_at = step
             self._launch()
         code = self._process.poll()
@@ -124,8 +132,7 @@ class Training:
     def rows(self) -> list[dict[str, Any]]:
         lines = (self._run / "metrics.jsonl").read_text().splitlines()
         return [
-            {name: value for name, value in json.loads(line).items() if name not in VARIABLE}
-            for line in lines
+            {name: value for name, value in json.loads(line).items() if name in COMPARED} for line in lines
         ]
 
     def was_resumed(self) -> bool:
