@@ -81,8 +81,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         data = options.data or _generated_data(Path(scratch))
         if options.rounds:
-            rows = [_measure(case) for case in _cases(options, str(data), scratch)]
-            print(_cost_table(rows), flush=True)
+            for case in _cases(options, str(data), scratch):
+                print(_cost_table([_measure(case)]), flush=True)
         if options.starts:
             print(_start_table(_measure_starts(options, str(data), Path(scratch))), flush=True)
 
@@ -96,7 +96,7 @@ def _parsed() -> argparse.Namespace:
     add("--batch-size", type=int, default=256 if has_gpu else 64, help="of all ranks")
     add("--precision", default="bf16" if has_gpu else "fp32")
     add("--ranks", type=int, default=1)
-    add("--block-steps", type=int, default=60 if has_gpu else 12, help="longer than a save is written")
+    add("--block-steps", type=int, default=40 if has_gpu else 12, help="longer than a save is written")
     add("--rounds", type=int, default=8, help="blocks of each kind; 0: leave them out")
     add("--starts", type=int, default=5, help="new and resumed launches each; 0: leave them out")
     add("--data", help="a prepared data set; without it the embedded one is generated")

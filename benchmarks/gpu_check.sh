@@ -3,8 +3,8 @@
 #
 #   benchmarks/gpu_check.sh DATA TIMM
 #
-# DATA: a prepared data set. TIMM: a folder with timm's train.py (a checkout).
-# What is timed on two cores runs beside the tests, on cores of its own; what is timed on the GPU runs alone.
+# DATA: a prepared data set. TIMM: a folder with timm's train.py (a checkout). PARTS: which, if not all.
+# What is timed on two cores runs beside the rest, on cores of its own.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 DATA="$1" TIMM="$2"
@@ -26,18 +26,34 @@ show() {
 }
 
 OTHERS="0-$((TOTAL - 3))" OWN="$((TOTAL - 2)),$((TOTAL - 1))"
-if [ "${SKIP_CPU:-}" = "" ]; then
-  CUDA_VISIBLE_DEVICES="" part two_cores 150 taskset -c "$OWN" "$PYTHON" benchmarks/checkpoint_cost.py \
-    --data "$DATA" --ranks 2 --rounds 5 --starts 3 &
+WANTED=" ${PARTS:-tests resume cost speed starts two_cores} "
+wants() { [[ "$WANTED" == *" $1 "* ]]; }
+
+if wants two_cores; then
+  CUDA_VISIBLE_DEVICES="" part two_cores 240 taskset -c "$OWN" "$PYTHON" benchmarks/checkpoint_cost.py \
+    --data "$DATA" --ranks 2 --rounds "${ROUNDS:-5}" --starts 3 &
 fi
-part tests 150 taskset -c "$OTHERS" "$PYTHON" -m pytest -m gpu tests/gpu -q -p no:cacheprovider &
-part resume 150 taskset -c "$OTHERS" "$PYTHON" benchmarks/gpu_resume.py --data "$DATA" &
+if wants tests; then
+  part tests 150 taskset -c "$OTHERS" "$PYTHON" -m pytest -m gpu tests/gpu -q -p no:cacheprovider
+  show tests 60
+fi
+if wants resume; then
+  part resume 150 taskset -c "$OTHERS" "$PYTHON" benchmarks/gpu_resume.py --data "$DATA" --precisions bf16
+  show resume
+fi
+if wants cost; then
+  part cost 150 taskset -c "$OTHERS" "$PYTHON" benchmarks/checkpoint_cost.py --data "$DATA" \
+    --rounds "${ROUNDS:-5}" --starts 0
+  show cost
+fi
+if wants speed; then
+  part speed 170 taskset -c "$OTHERS" "$PYTHON" benchmarks/engine_speed.py --timm-source "$TIMM" --sides 224 \
+    --precisions bf16 --modes default tuned --systems ours bare timm --rounds 1 --num-images 2000
+  show speed
+fi
+if wants starts; then
+  part starts 150 "$PYTHON" benchmarks/checkpoint_cost.py --data "$DATA" --rounds 0 --starts 3
+  show starts
+fi
 wait
-show tests 60
-show resume
-[ -f "$LOGS/two_cores.log" ] && show two_cores
-part cost 120 "$PYTHON" benchmarks/checkpoint_cost.py --data "$DATA" --sides 224 128 --rounds "${ROUNDS:-5}" --starts 3
-show cost
-part speed "${SPEED_SECONDS:-170}" "$PYTHON" benchmarks/engine_speed.py --timm-source "$TIMM" --sides 224 \
-  --precisions bf16 --modes default tuned --systems bare ours timm --rounds 2 --data "$DATA" --steps 90
-show speed
+if wants two_cores; then show two_cores; fi
