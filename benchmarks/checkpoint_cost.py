@@ -8,7 +8,8 @@ kinds that take turns: without a save, with one save at the beginning (`ours`), 
 written by `torch.save` and flushed on the training thread, as most scripts do it (`in the loop`; timm's does
 not even flush). All work of the device and the writer is waited for between two blocks, and must have ended
 before. So the difference of two medians is all that a save costs: the pause, and the steps that the writer
-slows down.
+slows down. Where that drowns in the noise of a machine, the CPU time of the writer tells more: busy cores
+lose no more than it.
 
 Starts are whole launches with `torchrun` on a prepared data set, killed with SIGKILL after their first
 checkpoint: new runs and resumed ones in turns, their parts as the training prints them.
@@ -68,6 +69,7 @@ class Blocks:
     seconds: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
     pauses: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
     first_pause: float = 0.0
+    writer_cpu: list[float] = field(default_factory=list)  # of its thread, for one save
     num_bytes: int = 0
     overran: int = 0  # blocks at whose end the writer was still at work
 
@@ -227,7 +229,7 @@ class _Dealer:
     def __init__(self, case: Case) -> None:
         self._case, self._blocks = case, Blocks()
         self._kinds = [kind for turn in range(case.rounds + 1) for kind in _turned(turn)]
-        self._began = 0.0
+        self._began = self._writer_cpu = 0.0
         self._kind: str | None = None
         self._num_begun = 0
 
@@ -248,6 +250,7 @@ class _Dealer:
         self._num_begun += 1
         run.ranks.barrier()
         _synchronize()
+        self._writer_cpu = _cpu_seconds_of_the_writer(run)
         self._began = time.perf_counter()
         if self._kind == "ours":
             save(run, is_best=False)
@@ -270,6 +273,8 @@ class _Dealer:
         if self._num_begun > len(KINDS):
             self._blocks.seconds[self._kind].append(seconds)
             self._blocks.overran += is_late
+            if self._kind == "ours":
+                self._blocks.writer_cpu.append(_cpu_seconds_of_the_writer(run) - self._writer_cpu)
 
     def _finish(self, run: Any) -> None:
         if run.ranks.is_primary:
@@ -289,6 +294,12 @@ def _turned(turn: int) -> tuple[str, ...]:
 def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def _cpu_seconds_of_the_writer(run: Any) -> float:
+    if run.writer is None:
+        return 0.0
+    return time.clock_gettime(time.pthread_getcpuclockid(run.writer._thread.ident))
 
 
 def _save_in_the_loop(run: Any, folder: Path) -> None:
@@ -333,7 +344,8 @@ def _cost_table(rows: list[tuple[Case, Blocks]]) -> str:
         spread = max(blocks.seconds["without"]) - min(blocks.seconds["without"])
         notes.append(
             f"{case.side} px: ours ÷ in the loop {lost['ours'] / lost['in the loop']:.2f}; blocks without a "
-            f"save differ by up to {1e3 * spread:.0f} ms; {blocks.overran} ended before the writer did"
+            f"save differ by up to {1e3 * spread:.0f} ms; {blocks.overran} ended before the writer did; its "
+            f"thread used {statistics.median(blocks.writer_cpu):.2f} s of CPU for a save"
         )
     return "\n".join([*lines, "", *notes, ""])
 

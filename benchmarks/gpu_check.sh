@@ -48,11 +48,11 @@ if wants cost; then
 fi
 if wants speed; then
   part speed 170 taskset -c "$OTHERS" "$PYTHON" benchmarks/engine_speed.py --timm-source "$TIMM" --sides 224 \
-    --precisions bf16 --modes default tuned --systems ours bare timm --rounds 1 --num-images 2000
+    --precisions bf16 --modes ${MODES:-default tuned} --systems ours bare timm --rounds 1 --num-images 2000
   show speed
 fi
 if wants starts; then
-  part starts 150 "$PYTHON" benchmarks/checkpoint_cost.py --data "$DATA" --rounds 0 --starts 3
+  part starts 150 "$PYTHON" benchmarks/checkpoint_cost.py --data "$DATA" --rounds 0 --starts "${STARTS:-3}"
   show starts
 fi
 wait
