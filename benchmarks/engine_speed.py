@@ -123,6 +123,10 @@ def _parsed() -> argparse.Namespace:
             parser.error(f"--{name}-source: there is no train.py in {source}")
         if not source and name in options.systems:
             options.systems.remove(name)
+    if options.data:
+        manifest = json.loads((Path(options.data) / "manifest.json").read_text(encoding="utf-8"))
+        if len(manifest["class_names"]) < NUM_CLASSES:
+            parser.error(f"--data must have {NUM_CLASSES} classes: labels are drawn from as many")
     return options
 
 

@@ -23,11 +23,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     has_ffcv = importlib.util.find_spec("ffcv") is not None
     has_dali = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
     for item in items:
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
-        if "ffcv" in item.keywords and not has_ffcv:
+        if item.get_closest_marker("ffcv") and not has_ffcv:
             item.add_marker(pytest.mark.skip(reason="FFCV is not installed"))
-        if "dali" in item.keywords and not has_dali:
+        if item.get_closest_marker("dali") and not has_dali:
             item.add_marker(pytest.mark.skip(reason="DALI is not installed"))
 
 

@@ -13,6 +13,11 @@ import numpy as np
 from numba.core import types
 from numba.extending import intrinsic
 
+# Of turbojpeg.h.
+TJPF_RGB = 0
+TJFLAG_ACCURATEDCT = 4096
+TJERR_WARNING = 0
+
 
 def num_threads(num_workers: int) -> int:
     """`data.num_workers` as a number of threads that numba can have: at least 1."""
@@ -178,3 +183,85 @@ def resize_flip_all(addresses, heights, widths, flips, images):
         pixels = numba.carray(_bytes_at(addresses[position]), (height, width, 3))  # type: ignore[call-arg]
         box = (np.int64(0), np.int64(0), height, width)
         crop_resize_flip(pixels, box, flips[position], images[position])
+
+
+@intrinsic
+def _call_decompress(
+    _context, function, decoder, jpeg, num_bytes, pixels, width, pitch, height, pixel_format, flags
+):
+    """`tjDecompress2` at an address: a number as argument can be cached, a ctypes function cannot."""
+    long, integer = types.int64, types.int32
+    taken = (decoder, jpeg, num_bytes, pixels, width, pitch, height, pixel_format, flags)
+    wanted = (long, long, long, long, integer, integer, integer, integer, integer)
+
+    def generate(context, builder, signature, arguments):
+        from llvmlite import ir
+
+        passed = [
+            context.cast(builder, value, given, kind)
+            for value, given, kind in zip(arguments[1:], taken, wanted, strict=True)
+        ]
+        kind = ir.FunctionType(ir.IntType(32), [value.type for value in passed])
+        return builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), passed)
+
+    return integer(function, *taken), generate
+
+
+@intrinsic
+def _call_error_code(_context, function, decoder):
+    """`tjGetErrorCode` at an address."""
+
+    def generate(_context, builder, signature, arguments):
+        from llvmlite import ir
+
+        kind = ir.FunctionType(ir.IntType(32), [ir.IntType(64)])
+        return builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), [arguments[1]])
+
+    return types.int32(function, decoder), generate
+
+
+@numba.njit(nogil=True, parallel=True, error_model="numpy", cache=True)
+def decode_crop_resize_flip(
+    functions, decoders, jpegs, bounds, widths, heights, boxes, flips, scratch, images, is_strict
+):
+    """Decode the JPEGs that lie one after the other in `jpegs`, each between two of `bounds`.
+
+    It is here since numba looks for changes only in the file of what it has cached.
+
+    Args:
+        functions: int64, the addresses of `tjDecompress2` and `tjGetErrorCode`.
+        decoders: int64, a handle of TurboJPEG for each thread. scratch: room for an image for each thread.
+        is_strict: whether a warning of the decoder counts as an error.
+
+    Returns:
+        int64, shape (n,): 0 where an image was decoded.
+    """
+    statuses = np.zeros(len(images), np.int64)
+    for position in numba.prange(len(images)):
+        height, width = heights[position], widths[position]
+        jpeg = jpegs[bounds[position] : bounds[position + 1]]
+        thread = numba.get_thread_id()
+        decoder = decoders[thread]
+        pixels = scratch[thread][: 3 * height * width]
+        statuses[position] = _call_decompress(
+            functions[0],
+            decoder,
+            jpeg.ctypes.data,
+            jpeg.size,
+            pixels.ctypes.data,
+            width,
+            0,
+            height,
+            TJPF_RGB,
+            TJFLAG_ACCURATEDCT,
+        )
+        if (
+            statuses[position] != 0
+            and not is_strict
+            and _call_error_code(functions[1], decoder) == TJERR_WARNING
+        ):
+            statuses[position] = 0
+        if statuses[position] == 0:
+            whole = pixels.reshape(height, width, 3)
+            crop_resize_flip(whole, boxes[position], flips[position], images[position])
+    return statuses

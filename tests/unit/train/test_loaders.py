@@ -280,6 +280,9 @@ def test_loading_leaves_torchs_threads_to_the_training(prepared: Prepared) -> No
         "assert torch.get_num_threads() == 3, 'built'\n"
         "consume(loader)\n"
         "assert torch.get_num_threads() == 3, 'used'\n"
+        "from ffcv.pipeline.compiler import Compiler\n"
+        "from numba.typed import Dict\n"
+        "assert Dict is not dict and Compiler.is_enabled, 'what was left out for a quick start is back'\n"
         "loader.close()\n"
     )
     words = [sys.executable, "-c", program, str(prepared[0])]

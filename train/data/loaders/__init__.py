@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from train.data.loaders.base import Loader, LoaderPlan
-from train.data.loaders.threads import torch_threads_kept
+from train.data.loaders.threads import torch_threads_kept, typed_dicts_left_out
 
 __all__ = ["BACKENDS", "Loader", "LoaderPlan", "build_loader", "choose_backend"]
 
@@ -45,7 +45,7 @@ def _ffcv_fault() -> str | None:
         return "FFCV is not installed (run scripts/setup.sh, which says what its build lacks)"
     try:
         # The extension is linked against the system's OpenCV, which may be gone since it was built.
-        with torch_threads_kept():
+        with torch_threads_kept(), typed_dicts_left_out():
             importlib.import_module("ffcv._libffcv")
     except Exception as error:
         return f"FFCV does not import ({error})"

@@ -16,16 +16,16 @@ from __future__ import annotations
 import queue
 import weakref
 from collections.abc import Callable, Generator, Iterator
-from ctypes import c_int, c_ulong, c_void_p
+from ctypes import c_int, c_void_p, cast
 from dataclasses import replace
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from ffcv.fields.rgb_image import SimpleRGBImageDecoder
 from ffcv.libffcv import lib
 from ffcv.loader import Loader as StockLoader
+from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.operation import Operation
 from ffcv.pipeline.pipeline_spec import PipelineSpec
 from ffcv.pipeline.state import State
@@ -33,7 +33,7 @@ from ffcv.traversal_order.base import TraversalOrder
 
 from data_prep.storage import LocalFolder
 from data_prep.verify import beton_fault
-from train.data.compiled_resize import crop_resize_flip, num_threads
+from train.data.compiled_resize import decode_crop_resize_flip, num_threads
 from train.data.loaders.base import Decoded, Loader, LoaderPlan, Request
 from train.data.loaders.threads import torch_threads_kept
 from train.data.loaders.waiting import Prefetch, Watchdog
@@ -42,15 +42,8 @@ from train.data.samples import Fetched, SampleFetcher
 BATCHES_AHEAD = 2
 FETCHED_AHEAD = 2  # batches whose bytes wait for a decoder
 
-# Of turbojpeg.h, whose functions FFCV's library brings with it.
-TJPF_RGB = 0
-TJFLAG_ACCURATEDCT = 4096
-TJERR_WARNING = 0
-decompress = lib.tjDecompress2
-decompress.argtypes = [c_void_p, c_void_p, c_ulong, c_void_p, c_int, c_int, c_int, c_int, c_int]
-decompress.restype = c_int
-error_code = lib.tjGetErrorCode
-error_code.argtypes, error_code.restype = [c_void_p], c_int
+# Of turbojpeg.h, whose functions FFCV's library brings with it; compiled code calls these by their addresses.
+FUNCTIONS = np.array([cast(f, c_void_p).value for f in (lib.tjDecompress2, lib.tjGetErrorCode)], np.int64)
 lib.tjInitDecompress.argtypes, lib.tjInitDecompress.restype = [], c_void_p
 lib.tjDestroy.argtypes, lib.tjDestroy.restype = [c_void_p], c_int
 
@@ -75,16 +68,21 @@ class FfcvLoader(Loader):
 
     def _build_stock(self, num_workers: int) -> StockLoader:
         decoded = PipelineSpec("image", decoder=_TakeIds(), transforms=[self._operation])
-        stock = StockLoader(
-            str(self.shards[0]),
-            batch_size=self.plan.batch_size,
-            num_workers=num_workers,
-            os_cache=True,
-            order=self._order,
-            drop_last=False,
-            batches_ahead=BATCHES_AHEAD,
-            pipelines={"image": decoded, "label": None},
-        )
+        # Of FFCV's own code only what hands on ids is left: to compile it takes seconds at each start.
+        Compiler.set_enabled(False)
+        try:
+            stock = StockLoader(
+                str(self.shards[0]),
+                batch_size=self.plan.batch_size,
+                num_workers=num_workers,
+                os_cache=True,
+                order=self._order,
+                drop_last=False,
+                batches_ahead=BATCHES_AHEAD,
+                pipelines={"image": decoded, "label": None},
+            )
+        finally:
+            Compiler.set_enabled(True)
         stock.memory_manager = _NoStorage()
         return stock
 
@@ -194,7 +192,7 @@ class _DecodeCropResizeFlip(Operation):
         index = fetcher.reader.index
         largest = 3 * int((index["width"].astype(np.int64) * index["height"]).max())
         self._scratch = np.empty((num_threads, largest), np.uint8)
-        self._decoders = np.array([lib.tjInitDecompress() for _ in range(num_threads)], np.uint64)
+        self._decoders = np.array([lib.tjInitDecompress() for _ in range(num_threads)], np.int64)
         weakref.finalize(self, _destroy, self._decoders.tolist())
 
     def begin_epoch(self, fetched: Prefetch[Fetched]) -> None:
@@ -238,6 +236,7 @@ class _DecodeCropResizeFlip(Operation):
         images = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin_memory)
         lengths = np.array([len(jpeg) for jpeg in fetched.jpegs], np.int64)
         statuses = decode_crop_resize_flip(
+            FUNCTIONS,
             self._decoders,
             np.frombuffer(b"".join(fetched.jpegs), np.uint8),
             np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
@@ -255,41 +254,3 @@ class _DecodeCropResizeFlip(Operation):
 def _destroy(decoders: list[int]) -> None:
     for decoder in decoders:
         lib.tjDestroy(decoder)
-
-
-@numba.njit(nogil=True, parallel=True, error_model="numpy")
-def decode_crop_resize_flip(
-    decoders, jpegs, bounds, widths, heights, boxes, flips, scratch, images, is_strict
-):
-    """Decode the JPEGs that lie one after the other in `jpegs`, each between two of `bounds`.
-
-    Args:
-        decoders: a handle of TurboJPEG for each thread. scratch: room for an image for each thread.
-            is_strict: whether a warning of the decoder counts as an error.
-
-    Returns:
-        int64, shape (n,): 0 where an image was decoded.
-    """
-    statuses = np.zeros(len(images), np.int64)
-    for position in numba.prange(len(images)):
-        height, width = heights[position], widths[position]
-        jpeg = jpegs[bounds[position] : bounds[position + 1]]
-        thread = numba.get_thread_id()
-        pixels = scratch[thread][: 3 * height * width]
-        statuses[position] = decompress(
-            decoders[thread],
-            jpeg.ctypes.data,
-            jpeg.size,
-            pixels.ctypes.data,
-            width,
-            0,
-            height,
-            TJPF_RGB,
-            TJFLAG_ACCURATEDCT,
-        )
-        if statuses[position] != 0 and not is_strict and error_code(decoders[thread]) == TJERR_WARNING:
-            statuses[position] = 0
-        if statuses[position] == 0:
-            whole = pixels.reshape(height, width, 3)
-            crop_resize_flip(whole, boxes[position], flips[position], images[position])
-    return statuses

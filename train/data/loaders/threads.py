@@ -1,4 +1,4 @@
-"""torch's threads are the training's: what a loader's library sets them to is put back."""
+"""Around other libraries: torch's threads stay the training's, and nothing is compiled that is not needed."""
 
 from __future__ import annotations
 
@@ -16,3 +16,19 @@ def torch_threads_kept() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(num_threads)
+
+
+@contextlib.contextmanager
+def typed_dicts_left_out() -> Iterator[None]:
+    """While FFCV is imported: it fills a dict of numba's with two names, which takes seconds to compile.
+
+    It looks into that dict from Python only, where a plain one does the same.
+    """
+    from numba import typed
+
+    original = typed.Dict
+    typed.Dict = dict
+    try:
+        yield
+    finally:
+        typed.Dict = original
