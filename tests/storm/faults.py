@@ -1,6 +1,7 @@
 """The kinds of faults: processes that die, files that are damaged. Each knows what must come after it.
 
-A fault is made by `strike`, and described in some words that go into the live line.
+A fault is made by `strike`, and described in some words that go into the live line; None where it could not be
+made, since the training had finished, or its loader has no workers.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class Fault:
     key: str
     kind: str
     after: After
-    strike: Callable[[Scene], str]
+    strike: Callable[[Scene], str | None]
     needs: str | None = None
 
 
@@ -133,10 +134,10 @@ def kill_agent(scene: Scene) -> str:
     return f"ranks ended {time.monotonic() - began:.1f} s later"
 
 
-def kill_worker(scene: Scene) -> str:
+def kill_worker(scene: Scene) -> str | None:
     workers = scene.training.workers()
     if not workers:
-        return kill_rank(scene) + ", which has no worker process"
+        return None  # this loader decodes in threads
     _one_of(scene, workers).send(signal.SIGKILL)
     return ""
 
@@ -209,22 +210,22 @@ def stop_rank(scene: Scene) -> str:
     return f"rank {rank.rank}"
 
 
-def between_starts(scene: Scene, change: Callable[[CheckpointStore], str]) -> str:
+def between_starts(scene: Scene, change: Callable[[CheckpointStore], str]) -> str | None:
     """Kill it, change its files as a bad disk does, start it again."""
     training = scene.training
     store = CheckpointStore(training.folder / "checkpoints")
     # With one checkpoint only, there is nothing to go back to.
     if not scene.wait_for(lambda: len(store.manifest().checkpoints) > 1, "two checkpoints"):
-        return ""
+        return None
     scene.begin()
     training.is_held = True
     training.kill()
-    words = "" if training.status == "finished" else change(store)
+    words = None if training.status == "finished" else change(store)
     training.launch()
     return words
 
 
-def flip_byte(scene: Scene) -> str:
+def flip_byte(scene: Scene) -> str | None:
     def change(store: CheckpointStore) -> str:
         entry = store.manifest().checkpoints[-1]
         place = scene.chooser.randrange(entry.bytes)
@@ -238,7 +239,7 @@ def flip_byte(scene: Scene) -> str:
     return between_starts(scene, change)
 
 
-def truncate(scene: Scene) -> str:
+def truncate(scene: Scene) -> str | None:
     def change(store: CheckpointStore) -> str:
         entry = store.manifest().checkpoints[-1]
         with (store.folder / entry.name).open("r+b") as file:
@@ -248,7 +249,7 @@ def truncate(scene: Scene) -> str:
     return between_starts(scene, change)
 
 
-def delete_manifest(scene: Scene) -> str:
+def delete_manifest(scene: Scene) -> str | None:
     def change(store: CheckpointStore) -> str:
         (store.folder / "manifest.json").unlink()
         return ""
@@ -256,7 +257,7 @@ def delete_manifest(scene: Scene) -> str:
     return between_starts(scene, change)
 
 
-def damage_manifest(scene: Scene) -> str:
+def damage_manifest(scene: Scene) -> str | None:
     def change(store: CheckpointStore) -> str:
         path = store.folder / "manifest.json"
         content = path.read_bytes()
@@ -266,7 +267,7 @@ def damage_manifest(scene: Scene) -> str:
     return between_starts(scene, change)
 
 
-def tear_metrics(scene: Scene) -> str:
+def tear_metrics(scene: Scene) -> str | None:
     """A row that was being written when the machine died: half of it is there, without its end."""
 
     def change(store: CheckpointStore) -> str:
@@ -279,21 +280,22 @@ def tear_metrics(scene: Scene) -> str:
     return between_starts(scene, change)
 
 
-def lose_folder(scene: Scene) -> str:
+def lose_folder(scene: Scene) -> str | None:
     """The machine is gone: a fresh one has what is in S3."""
     training = scene.training
     bucket = scene.services.bucket
     assert bucket is not None
     latest = f"{training.plan.folder.name}/{training.plan.name}/latest.json"
     if not scene.wait_for(lambda: bucket.has(latest), "something in the mirror", 60):
-        return ""
+        return None
     scene.begin()
     training.is_held = True
     training.kill()
-    if training.status != "finished":
+    is_finished = training.status == "finished"
+    if not is_finished:
         shutil.rmtree(training.folder)
     training.launch()
-    return ""
+    return None if is_finished else ""
 
 
 PROCESS_FAULTS = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from train.checkpoint import CheckpointStore, load_checkpoint
 NUM_CLASSES, IMAGES_A_CLASS = 4, 60
 GLOBAL_BATCH_SIZE = 16
 STEPS_PER_EPOCH = NUM_CLASSES * IMAGES_A_CLASS // GLOBAL_BATCH_SIZE
-STEPS_A_FAULT = 18
+STEPS_A_FAULT = 26
 PACE_SECONDS = 0.08  # after each step of a stormy run
 CALM_SECONDS, RECOVER_SECONDS, END_SECONDS = 600.0, 240.0, 600.0
 STEPS_WITHOUT_HARM = 40  # then a fault that must end a start did not
@@ -76,6 +77,7 @@ class Round:
     services: Services
     tally: Tally
     say: Callable[[str], None]
+    until: float = math.inf  # by the monotonic clock: no fault is made later
 
     def __post_init__(self) -> None:
         self.chooser = random.Random(self.seed)
@@ -84,6 +86,7 @@ class Round:
         # The loss of one rank is not a number in some steps, in the calm run, too.
         self.nan_steps = sorted(self.chooser.sample(range(3, self.num_steps), 2))
         self.nan_rank = self.chooser.randrange(2)
+        self.left: list[Fault] = []  # those for which the training was too short
 
     def run(self) -> None:
         """Both trainings and the comparison; outcomes go to the tally."""
@@ -141,7 +144,8 @@ class Round:
         training.launch()
         for position, fault in enumerate(self.faults):
             left = len(self.faults) - position
-            if not self._come_to_the_place(training, left):
+            if time.monotonic() > self.until or not self._come_to_the_place(training, left):
+                self.left = self.faults[position:]
                 break
             self._inject(training, fault)
         training.set_pace(0.0)
@@ -161,7 +165,8 @@ class Round:
             raise StormError(f"the training ended without a fault: {training.last_words()}")
         if reached:
             time.sleep(self.chooser.choice((0.0, self.chooser.uniform(0.0, 1.0))))
-        return reached
+        training.tend()
+        return reached and training.step < self.num_steps and not training.is_finished
 
     def _scene(self, training: Training) -> Scene:
         return Scene(training, self.chooser, self.services, PACE_SECONDS)
@@ -172,9 +177,13 @@ class Round:
         struck = training.records.newest()
         scene.begin()
         outcome = Outcome(len(self.tally.outcomes) + 1, fault.kind, "", scene.step)
+        is_made = True
         try:
-            outcome.words = fault.strike(scene)
-            outcome.step = scene.step
+            words = fault.strike(scene)
+            is_made = words is not None
+            if words is None:
+                return
+            outcome.words, outcome.step = words, scene.step
             if fault.after is After.ON:
                 self._see_it_go_on(scene, outcome)
             else:
@@ -182,10 +191,14 @@ class Round:
         except StormError as error:
             scene.said.append(str(error))
             raise
+        except KeyboardInterrupt:
+            is_made = False
+            raise
         finally:
             outcome.problem = "; ".join(scene.said)
-            self.tally.outcomes.append(outcome)
-            self.say("  " + outcome.line())
+            if is_made:
+                self.tally.outcomes.append(outcome)
+                self.say("  " + outcome.line())
 
     def _see_it_again(self, scene: Scene, outcome: Outcome, fault: Fault, struck: tuple[int, int]) -> None:
         training = scene.training

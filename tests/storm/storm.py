@@ -21,6 +21,7 @@ from tests.storm.table import Tally, markdown
 
 CALM_PART_SECONDS = 45.0  # of a round: the calm run, the first start, the end; before one was measured
 FAULT_SECONDS = 15.0  # the same of a fault
+END_SECONDS = 20.0  # from the last fault to the end of a round
 LEAST_FAULTS = 3  # of a round that is worth its calm run
 
 
@@ -75,6 +76,7 @@ def _rounds(options: Options, faults: list[Fault], folder: Path, tally: Tally, b
     data = build_data(folder)
     calm_part, fault_seconds = CALM_PART_SECONDS, FAULT_SECONDS
     number = 0
+    left_over: list[Fault] = []
     with Services(folder, wanted) as services:
         while True:
             num_faults = options.faults_a_round
@@ -90,9 +92,12 @@ def _rounds(options: Options, faults: list[Fault], folder: Path, tally: Tally, b
             at, before = time.monotonic(), len(tally.outcomes)
             loader = loaders[(number - 1) % len(loaders)]
             seed = chooser.randrange(2**31)
-            drawn = [next(deck) for _ in range(num_faults)]
+            drawn = [*left_over, *(next(deck) for _ in range(num_faults - len(left_over)))][:num_faults]
             one = Round(folder / f"round-{number:03d}", data, loader, seed, drawn, services, tally, _say)
+            if options.rounds is None:
+                one.until = began + 60 * options.minutes - END_SECONDS
             one.run()
+            left_over = one.left
             done = max(1, len(tally.outcomes) - before)
             fault_seconds = 0.5 * fault_seconds + 0.5 * max(1.0, time.monotonic() - at - calm_part) / done
             if not tally.faults_of_rounds and options.folder is None:
