@@ -1,7 +1,7 @@
 """The kinds of faults: processes that die, files that are damaged. Each knows what must come after it.
 
-A fault is made by `strike`, and described in some words that go into the live line; None where it could not be
-made, since the training had finished, or its loader has no workers.
+A fault is made by `strike`, and described in some words that go into the live line; None where it could not
+be made, since the training had finished, or its loader has no workers.
 """
 
 from __future__ import annotations
@@ -97,8 +97,14 @@ def _one_of(scene: Scene, processes: list[Process]) -> Process:
 
 
 def _a_rank(scene: Scene) -> Process:
-    scene.wait_for(lambda: bool(scene.training.ranks()), "ranks to strike")
-    return _one_of(scene, scene.training.ranks())
+    found: list[Process] = []
+
+    def look() -> bool:
+        found[:] = scene.training.ranks()
+        return bool(found)
+
+    scene.wait_for(look, "ranks to strike")
+    return _one_of(scene, found)
 
 
 def kill_rank(scene: Scene) -> str:
