@@ -71,7 +71,7 @@ def _train(recipe: Recipe, default_name: str, fork: bool) -> int:
     import contextlib
     import traceback
 
-    from train.distributed import distributed, lost_rank
+    from train.distributed import PrimaryError, distributed, lost_rank
     from train.loop import train
     from train.preemption import stop_with_parent
     from train.run_folder import (
@@ -105,15 +105,17 @@ def _train(recipe: Recipe, default_name: str, fork: bool) -> int:
             startup.mark("ranks")
             summary = train(recipe, folder, ranks, startup, mirror)
         except Exception as error:
-            sentence = lost_rank(error) or str(error) or type(error).__name__
+            lost = lost_rank(error)
+            sentence = lost or str(error) or type(error).__name__
             if not isinstance(error, ValueError | RuntimeError | OSError):
                 traceback.print_exc()  # none of the faults that we know: somebody will want to see where
                 sentence = f"{type(error).__name__}: {sentence}"
-            # In one piece: the ranks share a terminal.
-            sys.stderr.write(f"error (rank {rank}): {sentence}\n")
-            # The first rank to fail knows why; the others only see it leave.
-            if folder is not None and read_status(folder).get("status") != "failed":
-                write_status(folder, "failed", sentence)
+            if rank == "0" or not isinstance(error, PrimaryError):
+                # In one piece: the ranks share a terminal.
+                sys.stderr.write(f"error (rank {rank}): {sentence}\n")
+            # The first to fail knows why; the others only see it leave.
+            if folder is not None and "status" not in read_status(folder):
+                write_status(folder, "restart" if lost else "failed", sentence)
             return 1
         except KeyboardInterrupt:
             print("interrupted before the checkpoint was written: the one before it stands", file=sys.stderr)

@@ -30,6 +30,10 @@ T = TypeVar("T")
 BROADCAST_BYTES = 64 << 20  # at a time
 
 
+class PrimaryError(ValueError):
+    """What went wrong on the primary rank, raised on all of them: it need be said once only."""
+
+
 @dataclass(frozen=True)
 class Ranks:
     """This process among all.
@@ -81,7 +85,7 @@ class Ranks:
         return bytes(received)
 
     def on_primary(self, function: Callable[[], T]) -> T:
-        """Call `function` on the primary; its result on every rank, or its error's sentence as a ValueError.
+        """Call `function` on the primary; its result on every rank, or its error's sentence as a PrimaryError.
 
         Without this, an error of one rank would leave the others waiting for it.
         """
@@ -93,7 +97,7 @@ class Ranks:
                 outcome = (None, str(error))
         value, fault = self.broadcast(outcome)
         if fault is not None:
-            raise ValueError(fault)
+            raise PrimaryError(fault)
         return value
 
     def gather(self, value: T) -> list[T]:
@@ -208,7 +212,10 @@ def quota_in_cores(
     return min(quotas, default=None)
 
 
-LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout", "NCCL")
+LOST = (
+    *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout"),
+    *("ncclRemoteError", "remote process exited", "Timed out waiting"),
+)
 
 
 def lost_rank(error: Exception) -> str | None:

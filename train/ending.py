@@ -29,19 +29,33 @@ def end_for_damage(run: Run) -> NoReturn:
 
 
 def stop_in_good_order(run: Run, reason: str) -> None:
-    """Save in mid-epoch and leave word that this run wants to be started again."""
+    """Save in mid-epoch and leave word that this run wants to be started again.
+
+    Raises:
+        ValueError: the checkpoint could not be written in time; the one before it stands.
+    """
     run.damage.gather()  # the next start may not meet them again
     save(run, is_best=False)
-    finish_writing(run, SIGNAL_SECONDS)
+    is_spot = reason == REASONS[SPOT]
+    try:
+        finish_writing(run, SPOT_SECONDS if is_spot else SIGNAL_SECONDS)
+    except ValueError as error:
+        if run.ranks.is_primary:
+            write_status(run.folder, "restart", f"{reason}; {error}")
+        raise
     if not run.ranks.is_primary:
         return
     if reason == REASONS[TAKEN_OVER]:
         # Started again, it would take the run back, and so on for ever.
-        write_status(run.folder, "failed", "another machine goes on with this run: its mirror was taken over")
+        words = "another machine goes on with this run: its mirror was taken over"
+        write_status(run.folder, "failed", words)
+        run.console.say(f"stopped at step {run.progress.step}: {words}; start nothing here")
     else:
         write_status(run.folder, "restart", reason)
-    run.console.say(f"stopped by {reason} at step {run.progress.step}; the same command goes on from there")
-    finish_mirroring(run, SPOT_SECONDS if reason == REASONS[SPOT] else MIRROR_SECONDS)
+        run.console.say(
+            f"stopped by {reason} at step {run.progress.step}; the same command goes on from there"
+        )
+    finish_mirroring(run, SPOT_SECONDS if is_spot else MIRROR_SECONDS)
     if run.mlflow is not None:
         run.mlflow.finish("KILLED", STOP_SECONDS)
 
@@ -88,15 +102,20 @@ def finish_run(run: Run, stopped_because: str) -> dict[str, Any]:
         stopped_because: `finished`, `early stopping` or `budget`.
     """
     progress = run.progress
+    progress.skipped_steps = int(run.updater.num_skipped)
     finish_writing(run, END_SECONDS)
     manifest = CheckpointStore(run.folder / "checkpoints").manifest()
     best = manifest.entry(manifest.best)
     summary = _summary(run, stopped_because, best)
     if not run.ranks.is_primary:
         return summary
-    finish_mirroring(run, END_SECONDS)
     path = run.folder / SUMMARY_NAME
     write_atomically(path, (json.dumps(summary, indent=1) + "\n").encode())
+    why = f"{progress.epoch} of {run.recipe.num_epochs} epochs"
+    why += ", shortened" if progress.num_steps else ""
+    why += "" if stopped_because == "finished" else f", {stopped_because}"
+    write_status(run.folder, "finished", why)  # what follows may take minutes, and need not succeed
+    finish_mirroring(run, END_SECONDS)
     if run.mlflow is not None:
         numbers = {k: v for k, v in summary.items() if isinstance(v, int | float)}
         for name, figures in summary["views"].items():
@@ -115,10 +134,6 @@ def finish_run(run: Run, stopped_because: str) -> dict[str, Any]:
         if run.mlflow.run_id != summary["mlflow_run_id"]:
             summary["mlflow_run_id"] = run.mlflow.run_id
             write_atomically(path, (json.dumps(summary, indent=1) + "\n").encode())
-    why = f"{progress.epoch} of {run.recipe.num_epochs} epochs"
-    why += ", shortened" if progress.num_steps else ""
-    why += "" if stopped_because == "finished" else f", {stopped_because}"
-    write_status(run.folder, "finished", why)
     return summary
 
 

@@ -121,7 +121,8 @@ def train_to_the_end(run: Run) -> dict[str, Any] | None:
             # With several ranks the others are in the middle of a step: there the last checkpoint stands.
             run.damage.gather()
             save(run, is_best=False)
-        close_writer(run)
+        if not isinstance(error, KeyboardInterrupt):  # a second Ctrl-C: at once
+            close_writer(run)
         if run.mlflow is not None:
             run.mlflow.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", STOP_SECONDS)
         raise

@@ -108,7 +108,7 @@ def load_state(run: Run, state: dict[str, Any]) -> None:
             f"the checkpoint in {run.folder} was trained on another version of {run.recipe.data.path} (its "
             "samples or their order differ): choose another run.name, or go back to that data set"
         )
-    if "rank_states" not in state:
+    if "rank_states" not in state or "learning_rate" not in state:
         raise ValueError(
             f"the checkpoint in {run.folder} was written by an earlier version and cannot be gone on with: "
             "choose another run.name, and begin with its weights (model.checkpoint)"
@@ -130,13 +130,15 @@ def _load_parts(run: Run, state: dict[str, Any]) -> None:
     run.schedule.load_state_dict(state["schedule"], run.optimizer)
     run.updater.load_state_dict(state["updater"])
     run.learning_rate = state["learning_rate"]
-    if run.ema is not None:
+    # A fork may have what the run before had not; it begins then.
+    if run.ema is not None and "ema" in state:
         run.ema.model.load_state_dict(state["ema"])
         run.ema.num_updates = state["ema_updates"]
-    if run.early_stopping is not None:
+    if run.early_stopping is not None and "early_stopping" in state:
         run.early_stopping.load_state_dict(state["early_stopping"])
     known = {field.name for field in fields(Progress)}
     run.progress = Progress(**{name: value for name, value in state["progress"].items() if name in known})
+    run.progress.skipped_steps = int(run.updater.num_skipped)
     if origin_of(run.folder).get("step") == run.progress.step:
         run.progress.best_top1, run.progress.mlflow_run_id = -1.0, None
         run.progress.stopped_because = ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -115,8 +114,7 @@ def restored_mirror(folder: Path, config: CheckpointSection) -> CheckpointMirror
     mirror = CheckpointMirror(f"{config.mirror.rstrip('/')}/{folder.name}")
     with contextlib.suppress(ValueError):  # nothing here is whole: the mirror may have it
         CheckpointStore(folder / "checkpoints").latest()  # unlists what is damaged
-    if (step := mirror.restore(folder)) is not None:
-        print(f"brought step {step} of this run from {mirror.location}", flush=True)
+    mirror.restore(folder)  # says what it brought
     return mirror
 
 
@@ -127,7 +125,6 @@ def _forked(source: Path, recipe: Recipe) -> Path:
         folder = source.with_name(f"{source.name}-fork{f'-{number}' if number > 1 else ''}")
         number += 1
         if not has_checkpoint(folder):
-            shutil.rmtree(folder, ignore_errors=True)  # of a start that ended before it was one
             fork_run(source, folder, METRICS_NAME)
             return folder
         if not is_finished(folder) and not recipe_differences(folder, recipe):

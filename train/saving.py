@@ -13,7 +13,7 @@ from train.checkpoint import CHECKPOINT_VERSION
 from train.config import dump_recipe
 from train.run import Run
 
-SPOT_SECONDS, SIGNAL_SECONDS = 60.0, 12.0  # a spot notice leaves two minutes, torchrun half a one
+SPOT_SECONDS, SIGNAL_SECONDS = 45.0, 12.0  # a spot notice leaves two minutes, torchrun half a one
 MIRROR_SECONDS = 8.0  # more of that half minute, for S3
 ERROR_SECONDS = 5.0
 END_SECONDS = 120.0  # for a disk that was full at the end to become free
@@ -34,8 +34,8 @@ def save(run: Run, is_best: bool) -> None:
 
 
 def _state(run: Run, rank_states: torch.Tensor) -> dict[str, Any]:
-    run.progress.skipped_steps = int(run.updater.num_skipped)
     progress = asdict(run.progress) | {"elapsed_seconds": run.elapsed_seconds}
+    del progress["skipped_steps"]  # the updater's state has it; the host would wait for the device here
     if run.mlflow is not None:
         progress["mlflow_run_id"] = run.mlflow.reference
     mean = rank_states.mean(0)
@@ -113,10 +113,9 @@ def load_rank_state(run: Run, states: torch.Tensor) -> None:
         states: as saved, shape (world_size then, values).
     """
     ranks, own = run.ranks, rank_state(run)
-    if states.shape[1] != own.numel():
-        raise ValueError(f"the checkpoint in {run.folder} has statistics of another model: {states.shape[1]}")
     num_sums = run.window.numel()
-    if len(states) != ranks.world_size:
+    # A fork may have an average of the weights that the run before had not.
+    if len(states) != ranks.world_size or states.shape[1] != own.numel():
         sums = states[:, -num_sums:].sum(0)
         if ranks.is_primary:
             run.window += sums.to(run.window)

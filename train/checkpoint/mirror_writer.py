@@ -175,19 +175,39 @@ class MirrorWriter:
             TakenOver, RuntimeError: as `take_over`.
         """
         checkpoints: list[MirroredCheckpoint] = []
-        for file in reversed(state.checkpoints):
+        files: list[MirroredFile] = []
+        for position, file in enumerate(reversed(state.checkpoints)):
             try:
                 stored = self._store("checkpoints", file, file.sha256 or "", go_on)
             except NotWhole as error:
                 self._say(f"warning: {error}; it is not mirrored")
                 continue
             checkpoints.insert(0, MirroredCheckpoint(**dict(stored)))
+            if position == 0:
+                files = self._store_files(state, go_on)
+                if self._lacks_any(state):  # older ones take time that there may not be
+                    self._announce_state(state, [*self._stored_older(state), checkpoints[0]], files)
+        if checkpoints:
+            self._announce_state(state, checkpoints, files or self._store_files(state, go_on))
+
+    def _lacks_any(self, state: State) -> bool:
+        return any((file.name, file.sha256 or "") not in self._stored for file in state.checkpoints)
+
+    def _stored_older(self, state: State) -> list[MirroredCheckpoint]:
+        """Those of its checkpoints but the newest that are in the mirror already."""
+        known = [self._stored.get((file.name, file.sha256 or "")) for file in state.checkpoints[:-1]]
+        return [MirroredCheckpoint(**dict(stored)) for stored in known if stored is not None]
+
+    def _store_files(self, state: State, go_on: Callable[[HeldFile | None], None]) -> list[MirroredFile]:
         files: list[MirroredFile] = []
         for file in state.files:
             with contextlib.suppress(NotWhole):  # written to at this moment: the next state has it
                 files.append(MirroredFile(**dict(self._store("files", file, file.digest(), go_on))))
-        if not checkpoints:
-            return
+        return files
+
+    def _announce_state(
+        self, state: State, checkpoints: list[MirroredCheckpoint], files: list[MirroredFile]
+    ) -> None:
         assert self._latest is not None
         self._announce(
             Latest(

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-Layout = tuple[torch.dtype, torch.Size, tuple[int, ...]]
+Layout = tuple[torch.dtype, torch.Size, tuple[int, ...], bool]
 
 
 @dataclass
@@ -96,4 +96,4 @@ class SnapshotPool:
 
 
 def _layout(tensor: torch.Tensor) -> Layout:
-    return tensor.dtype, tensor.shape, tensor.stride()
+    return tensor.dtype, tensor.shape, tensor.stride(), tensor.is_cuda  # pinned, then

