@@ -243,7 +243,7 @@ def decode_crop_resize_flip(
         thread = numba.get_thread_id()
         decoder = decoders[thread]
         pixels = scratch[thread][: 3 * height * width]
-        statuses[position] = _call_decompress(
+        statuses[position] = _call_decompress(  # type: ignore[call-arg]
             functions[0],
             decoder,
             jpeg.ctypes.data,
