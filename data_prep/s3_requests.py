@@ -104,7 +104,10 @@ def split_location(location: str) -> tuple[str, str]:
     """
     match = re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?", location, re.DOTALL)
     if match is None:
-        raise ValueError(f"{without_password(location)} names no bucket: write s3://bucket/prefix")
+        raise ValueError(
+            f"{without_password(location)} names no bucket: write s3://bucket/prefix, the bucket in 3 to 63 "
+            "small letters, digits, dots and hyphens"
+        )
     return match[1], match[2] or ""
 
 

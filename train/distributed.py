@@ -85,7 +85,7 @@ class Ranks:
         return bytes(received)
 
     def on_primary(self, function: Callable[[], T]) -> T:
-        """Call `function` on the primary; its result on every rank, or its error's sentence as a PrimaryError.
+        """Call `function` on the primary; its result, or its error as a PrimaryError, on every rank.
 
         Without this, an error of one rank would leave the others waiting for it.
         """

@@ -37,7 +37,9 @@ def fork_run(source: Path, folder: Path, metrics_name: str) -> None:
     try:
         shutil.copyfile(store.folder / entry.name, inside / entry.name)
     except FileNotFoundError:
-        raise ValueError(f"{source} is being trained, and deleted {entry.name}: run the command again") from None
+        raise ValueError(
+            f"{source} is being trained, and deleted {entry.name}: run the command again"
+        ) from None
     if (source / metrics_name).is_file():
         shutil.copyfile(source / metrics_name, partial / metrics_name)
     origin = {"from": source.name, "step": entry.step, "checkpoint": entry.name, "sha256": entry.sha256}

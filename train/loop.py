@@ -158,11 +158,11 @@ def train_epoch(run: Run) -> str | None:
                 run.damage.gather()
         if run.ranks.is_primary:
             ask_of_others(run)
-        reason, wants_save = run.stop.agree(run.updater.gave_up)
-        reason = DAMAGED_DATA if run.damage.fault is not None else reason
+        agreed = run.stop.agree(run.updater.gave_up)
+        reason = DAMAGED_DATA if run.damage.fault is not None else agreed.reason
         if reason is not None:
             break
-        if wants_save or run.cadence.is_step(progress.step):
+        if agreed.save or run.cadence.is_step(progress.step):
             save(run, is_best=False)
     else:
         reason = run.stop.drain()

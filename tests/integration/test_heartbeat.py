@@ -66,7 +66,7 @@ class Job:
     def wait_for_status(self) -> str:
         self.wait_for((self.folder / "status.json").is_file)
         status = read_json(self.folder / "status.json")
-        assert status["status"] == "failed"
+        assert status["status"] == "restart"
         return status["reason"]
 
     def end(self) -> None:

@@ -19,7 +19,8 @@ from tests.integration.fake_imds import FakeMetadata
 from tests.integration.launch import command, environment, read_json, run, start, write_recipe
 from tests.integration.s3_server import SECRET, Bucket
 from tests.integration.test_training import wait_for_step
-from train.checkpoint import CheckpointStore, load_checkpoint
+from train.checkpoint import CheckpointMirror, CheckpointStore, load_checkpoint
+from train.fork import fork_run, origin_of
 from train.tracking.metrics_file import read_metrics
 
 # All that has a memory of its own; 20 steps an epoch.
@@ -189,6 +190,7 @@ def test_a_spot_notice_saves_to_s3_and_another_machine_goes_on(
     """Noticed on one rank, agreed on by both; nothing but the bucket is left, and the end is the same."""
     words = ("train", str(calm[0]), f"run.folder={tmp_path}", "run.name=moved", *FULL)
     words = (*words, f"checkpoint.mirror={bucket.at('runs')}", "preemption.poll_seconds=0.1")
+    words = (*words, "tracking.mlflow=true")
     folder = tmp_path / "moved"
     with FakeMetadata() as metadata:
         monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata.url)
@@ -206,7 +208,7 @@ def test_a_spot_notice_saves_to_s3_and_another_machine_goes_on(
     again = run(*words, num_ranks=2)
     assert again.returncode == 0, again.stdout + again.stderr
     step = stopped_at["progress"]["step"]
-    assert f"brought step {step} of this run" in again.stdout and f"step {step}\n" in again.stdout
+    assert f"step {step} was brought from" in again.stdout and f"step {step}\n" in again.stdout
     assert differences(final_state(calm[1]), final_state(folder)) == []
     assert rows_of(folder) == rows_of(calm[1])
     assert SECRET not in again.stdout + again.stderr + output
@@ -227,3 +229,30 @@ def test_machines_without_a_common_disk_get_the_checkpoint_from_rank_0(
     again = run(module, str(tmp_path), *words, num_ranks=2)
     assert again.returncode == 0 and "going on from" in again.stdout, again.stdout + again.stderr
     assert differences(final_state(calm[1]), final_state(folder)) == []
+
+
+@pytest.mark.long
+def test_a_run_that_was_taken_over_ends_and_asks_for_no_restart(
+    calm: tuple[Path, Path], tmp_path: Path, bucket: Bucket
+) -> None:
+    longer = "schedule.phases=[{kind: constant, epochs: 400}]"
+    words = ("train", str(calm[0]), f"run.folder={tmp_path}", "run.name=here", *FULL, longer)
+    process = start(*words, f"checkpoint.mirror={bucket.at('runs')}", num_ranks=2)
+    wait_for_step(tmp_path / "here", 25, process)
+    other = CheckpointMirror(bucket.at("runs/here"))
+    other.claim()
+    output = process.communicate(timeout=120)[0]
+    other.close(5)
+    status = read_json(tmp_path / "here" / "status.json")
+    assert status["status"] == "failed" and "another machine goes on with this run" in status["reason"], (
+        output
+    )
+
+
+def test_a_fork_killed_while_it_is_made_is_made_again(calm: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / ".calm-fork.partial" / "checkpoints").mkdir(parents=True)
+    (tmp_path / ".calm-fork.partial" / "checkpoints" / "step-00000060.pt").write_bytes(b"half of it")
+    fork_run(calm[1], tmp_path / "calm-fork", "metrics.jsonl")
+    assert origin_of(tmp_path / "calm-fork")["step"] == 60
+    assert differences(final_state(calm[1]), final_state(tmp_path / "calm-fork")) == []
+    assert not (tmp_path / ".calm-fork.partial").exists()

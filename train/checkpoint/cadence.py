@@ -8,10 +8,7 @@ from train.config import CheckpointSection
 
 
 class Cadence:
-    """When the next checkpoint within an epoch is due; the primary rank's clock decides.
-
-    Where a save takes long (a large model on a slow disk), it comes less often: the writer is never behind.
-    """
+    """When the next checkpoint within an epoch is due; the primary rank's clock decides."""
 
     def __init__(self, config: CheckpointSection) -> None:
         self._seconds = None if config.every_minutes is None else 60 * config.every_minutes

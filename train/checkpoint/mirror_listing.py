@@ -32,6 +32,7 @@ RESUME_FILES = (
     "micro_batch.json",
     "damaged.jsonl",
     "mlflow.json",
+    "fork.json",
 )
 FOLDERS = ("checkpoints", "files")
 KEY = re.compile(r"(?:checkpoints|files)/[A-Za-z0-9][A-Za-z0-9._-]{0,250}")

@@ -391,8 +391,8 @@ def _fault_of(path: Path, entry: CheckpointEntry) -> str | None:
         except OSError as error:
             if seconds is None:
                 raise RuntimeError(
-                    f"checkpoint {path} cannot be read ({error.strerror}): look at its disk, and run the same "
-                    "command again"
+                    f"checkpoint {path} cannot be read ({error.strerror}): look at its disk, and run the "
+                    "same command again"
                 ) from None
             time.sleep(seconds)
     raise AssertionError("unreachable")

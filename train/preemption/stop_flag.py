@@ -24,7 +24,9 @@ import torch.distributed as dist
 from train.distributed import Ranks
 
 READ_AFTER_STEPS = 2
-SLOW_STEP_SECONDS = 1.0  # waiting for the reduction costs such a step nothing, and two steps more a stop too much
+SLOW_STEP_SECONDS = (
+    1.0  # waiting for the reduction costs such a step nothing, and two steps more a stop too much
+)
 
 # A number travels; all ranks know its meaning, and the largest wins.
 REBALANCE, USER_SIGNAL, HANG_UP, INTERRUPT, TERMINATE, SPOT, BUDGET, TAKEN_OVER, SPOILT, NON_FINITE = range(

@@ -104,6 +104,9 @@ def test_weights_of_a_best_one_that_is_lost_are_not_overwritten(tmp_path: Path) 
     assert latest_step(store) == 4
     store.save(state(6), 6, is_best=False, keep_last=2)
     assert float(load_file(tmp_path / "former-best.safetensors")["weight"][0, 0]) == 5
+    assert (tmp_path / "best.safetensors").stat().st_mode & 0o777 == (
+        tmp_path / "best.pt"
+    ).stat().st_mode & 0o777
 
 
 @pytest.mark.parametrize("damage", ["missing", "half"])
@@ -116,6 +119,34 @@ def test_manifest_is_made_anew_from_the_files(tmp_path: Path, damage: str) -> No
     assert latest_step(store, said) == 4
     assert any("step-00000005.pt is damaged" in line for line in said) and "was made anew" in said[-1]
     assert store.manifest().best == "step-00000002.pt"
+
+
+def test_what_cannot_be_read_now_is_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = filled_store(tmp_path)
+    monkeypatch.setattr(store_module, "READ_WAITS", (0.0, 0.0))
+
+    def fail(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="cannot be read"):
+        patch.setattr(store_module, "sha256_file", fail)
+        store.latest()
+    assert latest_step(store) == 5 and (tmp_path / "step-00000005.pt").is_file()
+
+
+@pytest.mark.parametrize("damaged", ["step-00000002.pt", "best.pt"])
+def test_no_worse_one_replaces_the_best_where_its_manifest_is_lost(tmp_path: Path, damaged: str) -> None:
+    store = filled_store(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    flip(tmp_path / damaged)
+    store.latest(lambda line: None)
+    store.save(state(6), 6, is_best=False, keep_last=2)
+    store.publish_best()
+    kept = [path for path in (tmp_path / "best.pt", tmp_path / "former-best.pt") if path.is_file()]
+    steps = [torch.load(path, weights_only=True)["step"] for path in kept]
+    assert 2 in steps
 
 
 def test_two_of_the_same_step_never_share_a_file(tmp_path: Path) -> None:

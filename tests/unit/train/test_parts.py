@@ -97,6 +97,20 @@ def test_metrics_rows_leave_out_what_they_lack(tmp_path: Path) -> None:
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [10, 20]
 
 
+def test_a_damaged_line_lets_no_row_in_twice(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    said: list[str] = []
+    file = MetricsFile(path, said.append)
+    for step in range(6):
+        file.append({"step": step})
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], '{"step": 1', *lines[2:]]) + "\n")
+    file.cut_to(4)
+    assert file.num_rows == 4 and "1 of 4 rows" in said[0]
+    file.append({"step": 4})
+    assert [row["step"] for row in read_metrics(path)] == [0, 2, 3, 4]
+
+
 def test_console_is_plain_without_a_terminal_and_silent_on_other_ranks() -> None:
     stream = io.StringIO()
     console = Console(True, stream)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from train.distributed import Ranks
-from train.preemption import BUDGET, READ_AFTER_STEPS, REBALANCE, SPOT, StopFlag
+from train.preemption import BUDGET, READ_AFTER_STEPS, REBALANCE, SPOT, StopFlag, stop_flag
 from train.preemption.stop_flag import SIGNALS, TERMINATE
 
 NO = torch.tensor(False)
@@ -45,6 +45,17 @@ def test_saving_is_no_stop_and_happens_once(stop: StopFlag) -> None:
     stop.ask_for_save()
     stop.raise_for(TERMINATE)
     assert agreed(stop) == "SIGTERM" == stop.settle()
+
+
+def test_where_steps_are_slow_the_answer_comes_at_once(
+    stop: StopFlag, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stop_flag, "SLOW_STEP_SECONDS", 0.0)
+    stop.agree(NO)
+    stop.raise_for(TERMINATE)
+    answers = [stop.agree(NO).reason for _ in range(4)]
+    # The first two steps have told all ranks that steps are slow; until then it takes them.
+    assert answers == [None, "SIGTERM", "SIGTERM", "SIGTERM"]
 
 
 def test_no_reason_gets_lost_between_threads(stop: StopFlag) -> None:
