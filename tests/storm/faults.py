@@ -1,7 +1,7 @@
 """The kinds of faults: processes that die, files that are damaged. Each knows what must come after it.
 
-A fault is made by `strike`, and described in some words that go into the live line; None where it could not
-be made, since the training had finished, or its loader has no workers.
+A fault is made by `strike`, and described in some words that go into the live line. Where it could not be
+made (the training had finished, its loader has no workers), it raises NotMade.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ from train.checkpoint import CheckpointStore
 
 STOP_SECONDS = 90.0  # for a planned stop; torchrun itself gives its ranks half a minute
 FIND_SECONDS = 30.0  # for what a fault needs to be there
+
+
+class NotMade(Exception):
+    """There was nothing to strike; no fault is counted."""
 
 
 class After(Enum):
@@ -88,23 +92,25 @@ class Fault:
     key: str
     kind: str
     after: After
-    strike: Callable[[Scene], str | None]
+    strike: Callable[[Scene], str]
     needs: str | None = None
 
 
-def _one_of(scene: Scene, processes: list[Process]) -> Process:
-    return scene.chooser.choice(processes)
-
-
-def _a_rank(scene: Scene) -> Process:
+def _all_ranks(scene: Scene) -> list[Process]:
+    """As soon as there are any."""
     found: list[Process] = []
 
     def look() -> bool:
         found[:] = scene.training.ranks()
         return bool(found)
 
-    scene.wait_for(look, "ranks to strike")
-    return _one_of(scene, found)
+    if not scene.wait_for(look, "ranks to strike"):
+        raise NotMade
+    return found
+
+
+def _a_rank(scene: Scene) -> Process:
+    return scene.chooser.choice(_all_ranks(scene))
 
 
 def kill_rank(scene: Scene) -> str:
@@ -114,24 +120,34 @@ def kill_rank(scene: Scene) -> str:
 
 
 def kill_ranks(scene: Scene) -> str:
-    for rank in scene.training.ranks():
+    for rank in _all_ranks(scene):
         rank.send(signal.SIGKILL)
     return ""
 
 
 def kill_job(scene: Scene) -> str:
-    scene.training.is_held = True
-    scene.training.kill()
+    _kill_all_of(scene.training)
     scene.training.launch()
     return ""
+
+
+def _kill_all_of(training: Training) -> None:
+    """With nothing left, and no new start."""
+    training.is_held = True
+    training.kill()
+    if training.status == "finished":
+        training.is_held = False
+        raise NotMade
 
 
 def kill_agent(scene: Scene) -> str:
     """The ranks must notice by themselves; torchrun cannot tell them."""
     training = scene.training
     training.is_held = True
-    if (agent := training.agent) is not None:
-        agent.send(signal.SIGKILL)
+    if (agent := training.agent) is None:
+        training.is_held = False
+        raise NotMade
+    agent.send(signal.SIGKILL)
     began = time.monotonic()
     if not training.wait_for_exit(STOP_SECONDS):
         scene.said.append(f"{STOP_SECONDS:.0f} s after torchrun was killed there is {training.living()}")
@@ -140,11 +156,11 @@ def kill_agent(scene: Scene) -> str:
     return f"ranks ended {time.monotonic() - began:.1f} s later"
 
 
-def kill_worker(scene: Scene) -> str | None:
+def kill_worker(scene: Scene) -> str:
     workers = scene.training.workers()
     if not workers:
-        return None  # this loader decodes in threads
-    _one_of(scene, workers).send(signal.SIGKILL)
+        raise NotMade  # this loader decodes in threads
+    scene.chooser.choice(workers).send(signal.SIGKILL)
     return ""
 
 
@@ -166,9 +182,10 @@ def kill_while_saving(scene: Scene) -> str:
 def kill_while_starting(scene: Scene) -> str:
     """All ranks, and one of the new ones before it came to a step."""
     training = scene.training
-    before = {rank.pid for rank in training.ranks()}
+    before = {rank.pid for rank in _all_ranks(scene)}
     kill_ranks(scene)
-    scene.wait_for(lambda: bool({r.pid for r in training.ranks()} - before), "new ranks")
+    if not scene.wait_for(lambda: bool({r.pid for r in training.ranks()} - before), "new ranks"):
+        return "and the training had finished"
     scene.hold(scene.chooser.uniform(0.2, 6.0))
     victim = _a_rank(scene)
     victim.send(signal.SIGKILL)
@@ -180,7 +197,11 @@ def planned_stop(scene: Scene, ask: Callable[[], str], relent: Callable[[], None
     training = scene.training
     training.is_held = True
     began = time.monotonic()
-    words = ask()
+    try:
+        words = ask()
+    except NotMade:
+        training.is_held = False
+        raise
     if not training.wait_for_exit(STOP_SECONDS):
         scene.said.append(f"did not stop within {STOP_SECONDS:.0f} s: {training.living()}")
         training.kill()
@@ -194,8 +215,9 @@ def planned_stop(scene: Scene, ask: Callable[[], str], relent: Callable[[], None
 
 def terminate(scene: Scene) -> str:
     def ask() -> str:
-        if (agent := scene.training.agent) is not None:
-            agent.send(signal.SIGTERM)
+        if (agent := scene.training.agent) is None:
+            raise NotMade
+        agent.send(signal.SIGTERM)
         return ""
 
     return planned_stop(scene, ask)
@@ -216,22 +238,21 @@ def stop_rank(scene: Scene) -> str:
     return f"rank {rank.rank}"
 
 
-def between_starts(scene: Scene, change: Callable[[CheckpointStore], str]) -> str | None:
+def between_starts(scene: Scene, change: Callable[[CheckpointStore], str]) -> str:
     """Kill it, change its files as a bad disk does, start it again."""
     training = scene.training
     store = CheckpointStore(training.folder / "checkpoints")
     # With one checkpoint only, there is nothing to go back to.
     if not scene.wait_for(lambda: len(store.manifest().checkpoints) > 1, "two checkpoints"):
-        return None
+        raise NotMade
     scene.begin()
-    training.is_held = True
-    training.kill()
-    words = None if training.status == "finished" else change(store)
+    _kill_all_of(training)
+    words = change(store)
     training.launch()
     return words
 
 
-def flip_byte(scene: Scene) -> str | None:
+def flip_byte(scene: Scene) -> str:
     def change(store: CheckpointStore) -> str:
         entry = store.manifest().checkpoints[-1]
         place = scene.chooser.randrange(entry.bytes)
@@ -245,7 +266,7 @@ def flip_byte(scene: Scene) -> str | None:
     return between_starts(scene, change)
 
 
-def truncate(scene: Scene) -> str | None:
+def truncate(scene: Scene) -> str:
     def change(store: CheckpointStore) -> str:
         entry = store.manifest().checkpoints[-1]
         with (store.folder / entry.name).open("r+b") as file:
@@ -255,7 +276,7 @@ def truncate(scene: Scene) -> str | None:
     return between_starts(scene, change)
 
 
-def delete_manifest(scene: Scene) -> str | None:
+def delete_manifest(scene: Scene) -> str:
     def change(store: CheckpointStore) -> str:
         (store.folder / "manifest.json").unlink()
         return ""
@@ -263,7 +284,7 @@ def delete_manifest(scene: Scene) -> str | None:
     return between_starts(scene, change)
 
 
-def damage_manifest(scene: Scene) -> str | None:
+def damage_manifest(scene: Scene) -> str:
     def change(store: CheckpointStore) -> str:
         path = store.folder / "manifest.json"
         content = path.read_bytes()
@@ -273,7 +294,7 @@ def damage_manifest(scene: Scene) -> str | None:
     return between_starts(scene, change)
 
 
-def tear_metrics(scene: Scene) -> str | None:
+def tear_metrics(scene: Scene) -> str:
     """A row that was being written when the machine died: half of it is there, without its end."""
 
     def change(store: CheckpointStore) -> str:
@@ -286,22 +307,19 @@ def tear_metrics(scene: Scene) -> str | None:
     return between_starts(scene, change)
 
 
-def lose_folder(scene: Scene) -> str | None:
+def lose_folder(scene: Scene) -> str:
     """The machine is gone: a fresh one has what is in S3."""
     training = scene.training
     bucket = scene.services.bucket
     assert bucket is not None
     latest = f"{training.plan.folder.name}/{training.plan.name}/latest.json"
     if not scene.wait_for(lambda: bucket.has(latest), "something in the mirror", 60):
-        return None
+        raise NotMade
     scene.begin()
-    training.is_held = True
-    training.kill()
-    is_finished = training.status == "finished"
-    if not is_finished:
-        shutil.rmtree(training.folder)
+    _kill_all_of(training)
+    shutil.rmtree(training.folder)
     training.launch()
-    return None if is_finished else ""
+    return ""
 
 
 PROCESS_FAULTS = (

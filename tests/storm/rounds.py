@@ -7,6 +7,7 @@ import importlib.util
 import math
 import random
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from data_prep.sources import open_source
 from tests.conftest import write_image_folder
 from tests.storm.compare import differences
 from tests.storm.compare_mlflow import mlflow_differences
-from tests.storm.faults import After, Fault, Scene
+from tests.storm.faults import After, Fault, NotMade, Scene
 from tests.storm.runner import Plan, StormError, Training
 from tests.storm.services import Services
 from tests.storm.table import Outcome, Tally
@@ -109,7 +110,10 @@ class Round:
         ):
             try:
                 self._weather(stormy)
-            except StormError as error:
+            except Exception as error:
+                if not isinstance(error, StormError):
+                    traceback.print_exc()
+                    error = StormError(f"the storm itself failed: {type(error).__name__}: {error}")
                 self.tally.faults_of_rounds.append(f"{self.folder.name}: {error}")
                 self.say(f"  NOT SURVIVED: {error}")
                 stormy.abort()
@@ -179,11 +183,8 @@ class Round:
         outcome = Outcome(len(self.tally.outcomes) + 1, fault.kind, "", scene.step)
         is_made = True
         try:
-            words = fault.strike(scene)
-            is_made = words is not None
-            if words is None:
-                return
-            outcome.words, outcome.step = words, scene.step
+            outcome.words = fault.strike(scene)
+            outcome.step = scene.step
             if fault.after is After.ON:
                 self._see_it_go_on(scene, outcome)
             else:
@@ -191,7 +192,9 @@ class Round:
         except StormError as error:
             scene.said.append(str(error))
             raise
-        except KeyboardInterrupt:
+        except NotMade:
+            is_made = False
+        except BaseException:  # of the storm itself
             is_made = False
             raise
         finally:
@@ -234,9 +237,11 @@ class Round:
         newest = training.records.newest()
         if training.num_starts != starts or (key and newest and newest.key != key.key):
             scene.said.append("the training ended, and had to be started again")
+        if scene.next_step_at is None and not went_on:
+            raise NotMade  # it had finished
         if scene.next_step_at is not None:
             outcome.seconds = scene.next_step_at - scene.began
-        elif went_on:
+        else:
             outcome.seconds = time.monotonic() - scene.began
 
     def _judge(self, calm: Training, stormy: Training, outcomes: list[Outcome]) -> None:
