@@ -35,7 +35,7 @@ def main() -> None:
             time.sleep(0.02)
             step += 1
             (folder / f"{name}.step").write_text(str(step))
-            reason = stop.agree(torch.tensor(False))
+            reason = stop.agree(torch.tensor(False)).reason
         heartbeat.close()
         (folder / f"{name}.end").write_text(str(reason))
         if ranks.rank == 1:  # ends later than the others, who said goodbye
