@@ -265,7 +265,7 @@ class Round:
         entries = store.manifest().checkpoints
         if not entries or problem:
             return
-        skipped = load_checkpoint(store.folder / entries[-1].name)["progress"]["skipped_steps"]
+        skipped = int(load_checkpoint(store.folder / entries[-1].name)["updater"]["num_skipped"])
         if skipped < len(self.nan_steps):
             self.tally.faults_of_rounds.append(f"{self.folder.name}: only {skipped} NaN steps skipped")
         for step in self.nan_steps:
