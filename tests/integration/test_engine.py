@@ -283,7 +283,7 @@ def test_a_budget_shortens_the_run_which_anneals_inside_it(
     summary = read_json(tmp_path / "runs" / "tiny" / "summary.json")
     assert summary["stopped_because"] in ("finished", "budget") and summary["planned_epochs"] == 5000
     # What comes after the last step is not in the budget, and takes longer on a busy machine.
-    assert 1 <= summary["epochs"] < 500 and summary["cost_usd"] < 30
+    assert 1 <= summary["epochs"] < 500 and summary["cost_usd"] < 90
     rates = [row["learning_rate"] for row in read_metrics(tmp_path / "runs" / "tiny" / "metrics.jsonl")]
     assert max(rates) > 0.04
     if summary["stopped_because"] == "finished":
