@@ -52,14 +52,14 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
         return 1
     if only_check:
-        return _check(recipe, options.recipe.stem, options.nproc_per_node)
+        return _check(recipe, options.recipe.stem, options.nproc_per_node, options.fork)
     return _train(recipe, options.recipe.stem, options.fork)
 
 
-def _check(recipe: Recipe, default_name: str, world_size: int | None) -> int:
+def _check(recipe: Recipe, default_name: str, world_size: int | None, fork: bool) -> int:
     from train.check import find_faults
 
-    faults = find_faults(recipe, default_name, world_size)
+    faults = find_faults(recipe, default_name, world_size, fork)
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
     if not faults:

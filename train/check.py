@@ -31,8 +31,14 @@ from train.teacher import Teacher
 CHECKED_BYTES = 1 << 30  # of each split: all of a small data set, an even sample of a large one
 
 
-def find_faults(recipe: Recipe, default_name: str, world_size: int | None = None) -> list[str]:
-    """All faults of recipe, data, folder and machine that can be told without training."""
+def find_faults(
+    recipe: Recipe, default_name: str, world_size: int | None = None, fork: bool = False
+) -> list[str]:
+    """All faults of recipe, data, folder and machine that can be told without training.
+
+    Args:
+        fork: the run is to be forked: it may have another recipe, and be finished.
+    """
     faults: list[str] = []
 
     def note(function, *arguments) -> None:
@@ -49,7 +55,7 @@ def find_faults(recipe: Recipe, default_name: str, world_size: int | None = None
     note(_augmentation_faults, recipe)
     note(_loss_faults, recipe)
     note(check_batch_size, recipe.data.global_batch_size, recipe.data.accum_steps, world_size or 1)
-    note(_run_faults, recipe, default_name)
+    note(_run_faults, recipe, default_name, fork)
     return faults
 
 
@@ -174,8 +180,11 @@ def _shard_faults(folder: Path, manifest: Manifest, split: str) -> list[str]:
     return []
 
 
-def _run_faults(recipe: Recipe, default_name: str) -> list[str]:
+def _run_faults(recipe: Recipe, default_name: str, fork: bool) -> list[str]:
     folder = recipe.run.folder / (recipe.run.name or default_name)
+    if fork:
+        is_whole = CheckpointStore(folder / "checkpoints").newest_whole() is not None
+        return [] if is_whole else [f"{folder} has no checkpoint to fork from: leave --fork out"]
     if is_finished(folder):
         named = f"run {folder.name} in {recipe.run.folder} is finished: choose another run.name"
         return [named] if recipe.run.name else []

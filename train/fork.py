@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from data_prep.plain_json import read_json
 from data_prep.storage import sync_folder, write_atomically
 from train.checkpoint import MANIFEST_NAME, CheckpointManifest, CheckpointStore
 
@@ -55,7 +56,7 @@ def fork_run(source: Path, folder: Path, metrics_name: str) -> None:
 def origin_of(folder: Path) -> dict[str, Any]:
     """What `fork.json` says; empty for a run that is no fork."""
     try:
-        origin = json.loads((folder / FORK_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        origin = read_json(folder / FORK_NAME)
+    except (OSError, ValueError):
         return {}
     return origin if isinstance(origin, dict) else {}

@@ -13,7 +13,13 @@ from typing import Any
 from torch import nn
 
 from data_prep.storage import sha256_file
-from train.checkpoint import CheckpointManifest, CheckpointStore, CheckpointWriter, load_checkpoint
+from train.checkpoint import (
+    CheckpointEntry,
+    CheckpointManifest,
+    CheckpointStore,
+    CheckpointWriter,
+    load_checkpoint,
+)
 from train.config import flatten
 from train.data.batch import Targets
 from train.distributed import Ranks, describe_hardware
@@ -28,10 +34,10 @@ from train.tracking.mlflow_run import MlflowRun
 def resume_or_start(run: Run) -> bool:
     """Go on from the newest whole checkpoint, or find a learning rate and begin; False on a signal."""
     store = CheckpointStore(run.folder / "checkpoints")
-    name = run.ranks.on_primary(lambda: _latest_name(store, run))
+    latest = run.ranks.on_primary(lambda: store.latest(run.console.say))
     state: dict[str, Any] | None = None
-    if name is not None:
-        state = _read_state(store.folder / name, run.ranks)
+    if latest is not None:
+        state = _read_state(store.folder, latest, run.ranks)
         load_state(run, state)
     run.startup.mark("checkpoint")
     if run.ranks.is_primary:
@@ -47,27 +53,24 @@ def resume_or_start(run: Run) -> bool:
             )
             run.mlflow.log_parameters(flatten(run.recipe.model_dump(mode="json")))
             run.mlflow.set_tags(_tags(run))
-    if state is not None:
+    if latest is not None:
         restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
         again = f" (restart {restarts} by torchrun)" if restarts else ""
         run.console.say(
-            f"going on from {name}: epoch {run.progress.epoch + 1}, step {run.progress.step}{again}"
+            f"going on from {latest.name}: epoch {run.progress.epoch + 1}, step {run.progress.step}{again}"
         )
     elif run.recipe.lr_finder.enabled:
         return run_lr_finder(run)
     return True
 
 
-def _read_state(path: Path, ranks: Ranks) -> dict[str, Any]:
+def _read_state(folder: Path, entry: CheckpointEntry, ranks: Ranks) -> dict[str, Any]:
     """The checkpoint that the primary rank checked; sent to machines that do not see its disk."""
-    if ranks.world_size == 1:
-        return load_checkpoint(path, check_sha256=False)
-    own = (socket.gethostname(), sha256_file(path)) if ranks.is_primary else None
-    host, digest = ranks.broadcast(own)
-    if socket.gethostname() == host:
-        is_here = path.is_file()
-    else:
-        is_here = path.is_file() and sha256_file(path) == digest  # not another run's of the same name
+    path = folder / entry.name
+    host = ranks.broadcast(socket.gethostname())
+    is_here = path.is_file()
+    if is_here and host != socket.gethostname():
+        is_here = sha256_file(path) == entry.sha256  # not another run's of the same name
     if all(ranks.gather(is_here)):
         return load_checkpoint(path, check_sha256=False)
     content = ranks.broadcast_bytes(path.read_bytes() if ranks.is_primary else b"")
@@ -85,11 +88,6 @@ def _announced(run: Run) -> Callable[[CheckpointManifest], None]:
     mirror.on_taken_over = lambda: run.stop.raise_for(TAKEN_OVER)
     mirror.claim()
     return lambda manifest: mirror.submit(run.folder, manifest)
-
-
-def _latest_name(store: CheckpointStore, run: Run) -> str | None:
-    latest = store.latest(run.console.say)
-    return None if latest is None else latest.name
 
 
 def load_state(run: Run, state: dict[str, Any]) -> None:

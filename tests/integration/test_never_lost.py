@@ -144,6 +144,8 @@ def test_another_recipe_is_refused_and_may_fork(calm: tuple[Path, Path], tmp_pat
     refused = run(*words, longer, num_ranks=1)
     assert refused.returncode == 1 and "schedule.phases.0.epochs: was 2.0, now 3.0" in refused.stderr
     assert "--fork" in refused.stderr
+    checked = run("train", "check", *words[1:], longer, "--fork")
+    assert checked.returncode == 0, checked.stderr
     forked = run(*words, longer, "--fork", num_ranks=2)
     assert forked.returncode == 0, forked.stdout + forked.stderr
     assert "going on from step-00000060.pt: epoch 4, step 60" in forked.stdout

@@ -153,7 +153,7 @@ class CheckpointWriter:
         try:
             self._store.publish_best()
             self._store.remove_unnamed()
-        except (ValueError, OSError) as error:
+        except Exception as error:  # a disk that does not read now must not end the thread that writes
             self._say(f"warning: {error}")
 
     def _attempt(self, job: _Job) -> bool:

@@ -24,7 +24,6 @@ import socket
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +68,7 @@ class _Beat:
 
 
 class Heartbeat:
-    """Made by all ranks at the same time; nothing is started where there is only one.
+    """Made by all ranks; nothing is started where there is only one.
 
     Args:
         hang_seconds: a rank silent for so long, or a store without an answer, is taken for lost.
@@ -98,9 +97,7 @@ class Heartbeat:
         self._host = os.environ.get("MASTER_ADDR", "localhost")
         self._port = int(os.environ.get("MASTER_PORT", "29500"))
         # Of this start of the group only: the store outlives it, and its ranks' numbers come again.
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        job = os.environ.get("TORCHELASTIC_RUN_ID", "job")
-        self._prefix = f"beat/{job}/{attempt}/{ranks.broadcast(uuid.uuid4().hex)}"
+        self._prefix = f"beat/{ranks.start_id}"
         self._talker = threading.Thread(target=self._talk, name="heartbeat", daemon=True)
         self._talker.start()
         # One of its own: where a machine has vanished, the talker waits for an answer without end.

@@ -114,8 +114,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _is_row(line: bytes) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
+        return isinstance(parse_json(line), dict)
+    except ValueError:
         return False
 
 

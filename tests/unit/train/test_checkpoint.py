@@ -222,7 +222,7 @@ def test_the_newest_wins_and_the_best_is_kept_where_the_writer_is_behind(
     for step in (1, 2, 3, 4, 5):
         case.writer.submit(state(step), step, is_best=step == 3)
         if step == 1:
-            while not case.writer._is_busy:
+            while case.writer._jobs or not case.writer._is_busy:
                 time.sleep(0.01)
     go_on.set()
     case.writer.finish(20)
@@ -276,6 +276,25 @@ def test_other_troubles_of_a_disk_are_sentences(
     with pytest.raises(RuntimeError, match=words):
         case.writer.finish(0.3)
     assert load_checkpoint(tmp_path / "best.pt")["step"] == 1 and "that of step 1 stands" in case.said[0]
+
+
+def test_a_disk_that_did_not_read_at_the_start_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled_store(tmp_path)
+    monkeypatch.setattr(store_module, "READ_WAITS", ())
+
+    def fail(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "sha256_file", fail)
+        case = Writer(tmp_path)
+        case.writer.finish(20)
+    assert "cannot be read" in case.said[0]
+    case.writer.submit(state(6), 6, False)
+    case.writer.finish(20)
+    assert latest_step(case.store) == 6
 
 
 def test_spoilt_weights_replace_nothing_and_are_a_fault(tmp_path: Path) -> None:
