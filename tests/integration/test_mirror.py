@@ -300,6 +300,24 @@ def test_a_mirror_that_was_emptied_is_filled_again(bucket: Bucket, mirrors: Mirr
     assert len(assert_clean(bucket, AT).checkpoints) == 2
 
 
+def test_the_newest_is_named_before_older_ones_are_there(
+    bucket: Bucket, mirrors: Mirrors, run: FakeRun
+) -> None:
+    """A stop may leave time for one checkpoint only, and a fresh machine wants the newest."""
+    run.save(1)
+    run.save(2)
+    writer = mirrors()
+    bucket.server.clear(lambda asked: "503 SlowDown" if "step-00000001" in asked.key else None)
+    writer.submit(run.folder, run.save(3))
+    assert not writer.wait(2)
+    latest = whole_latest(bucket, AT)
+    assert [item.step for item in latest.checkpoints][-1] == latest.step == 3
+    assert not any(item.step == 1 for item in latest.checkpoints)
+    bucket.server.clear()
+    assert writer.wait(DEADLINE)
+    assert any(item.step == 1 for item in whole_latest(bucket, AT).checkpoints)
+
+
 # Two writers
 
 
