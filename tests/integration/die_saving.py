@@ -24,7 +24,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from train.checkpoint import CheckpointStore, CheckpointWriter, load_checkpoint, store
+from train.checkpoint import CheckpointStore, CheckpointWriter, files, load_checkpoint
 from train.tracking.metrics_file import MetricsFile
 
 STEPS = 8
@@ -90,7 +90,7 @@ def install(clock: DeathClock) -> None:
     os.unlink = clock.around(os.unlink)
     shutil.copyfile = clock.around(shutil.copyfile, _half_copy)
     safetensors.torch.save_file = clock.around(safetensors.torch.save_file, _half_weights)
-    store._HashedFile.write = clock.around(store._HashedFile.write, _half_write)  # type: ignore[method-assign]
+    files.HashedFile.write = clock.around(files.HashedFile.write, _half_write)  # type: ignore[method-assign]
 
 
 def state_of(step: int, top1: float, num_rows: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Checkpoints: what a run needs to go on, written so that no death of a process or machine loses it."""
 
 from train.checkpoint.cadence import Cadence
+from train.checkpoint.manifest import CheckpointEntry, CheckpointManifest
 from train.checkpoint.mirror import CheckpointMirror, mirror_fault
 from train.checkpoint.store import (
     BEST_NAME,
@@ -8,8 +9,6 @@ from train.checkpoint.store import (
     CHECKPOINT_KEYS,
     CHECKPOINT_VERSION,
     MANIFEST_NAME,
-    CheckpointEntry,
-    CheckpointManifest,
     CheckpointStore,
     load_checkpoint,
     missing_keys,

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.storage import open_folder
+from train.checkpoint.manifest import CheckpointManifest
 from train.checkpoint.mirror_listing import LATEST_NAME, MOST_LISTING_BYTES
 from train.checkpoint.mirror_restore import DiskFault, Restoring
 from train.checkpoint.mirror_writer import MirrorWriter, State, TakenOver
-from train.checkpoint.store import CheckpointManifest
 from train.checkpoint.transfer import HeldFile, Stopped
 
 if TYPE_CHECKING:

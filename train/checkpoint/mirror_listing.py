@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from data_prep.manifest import FileName
-from train.checkpoint.store import CheckpointEntry, CheckpointManifest
+from train.checkpoint.manifest import CheckpointEntry, CheckpointManifest
 
 LATEST_NAME = "latest.json"
 MOST_LISTING_BYTES = 4 << 20

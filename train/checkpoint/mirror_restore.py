@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.storage import sha256_file, write_atomically
+from train.checkpoint.manifest import CheckpointManifest
 from train.checkpoint.mirror_listing import (
     LATEST_NAME,
     MOST_LISTING_BYTES,
@@ -22,7 +23,7 @@ from train.checkpoint.mirror_listing import (
     MirroredFile,
     parse_latest,
 )
-from train.checkpoint.store import MANIFEST_NAME, CheckpointManifest, CheckpointStore
+from train.checkpoint.store import MANIFEST_NAME, CheckpointStore
 from train.checkpoint.transfer import NotWhole, download
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from train.checkpoint.manifest import CheckpointManifest
 from train.checkpoint.mirror_listing import (
     FOLDERS,
     KEY,
@@ -25,7 +26,6 @@ from train.checkpoint.mirror_listing import (
     new_key,
     parse_latest,
 )
-from train.checkpoint.store import CheckpointManifest
 from train.checkpoint.transfer import HeldFile, NotWhole, upload
 
 if TYPE_CHECKING:

@@ -19,53 +19,26 @@ Example:
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
-import re
 import shutil
-import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Any, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from data_prep.manifest import FileName
 from data_prep.storage import sha256_file, sync_folder, write_atomically
+from train.checkpoint.files import HashedFile, fault_of, is_whole, replace_durably, umask, zip_fault
+from train.checkpoint.manifest import CheckpointEntry, CheckpointManifest, free_name, order_of, pruned
 from train.checkpoint.untrusted import read_checkpoint_file
 
 CHECKPOINT_VERSION = 1
 CHECKPOINT_KEYS = ("model", "optimizer", "schedule", "progress", "recipe", "class_names", "mean", "std")
 MANIFEST_NAME = "manifest.json"
-READ_WAITS = (0.5, 1.0)  # seconds, before a disk that did not read is asked again
 BEST_NAME = "best.pt"
 BEST_WEIGHTS_NAME = "best.safetensors"
-
-
-class CheckpointEntry(BaseModel):
-    """A checkpoint that was written whole."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: FileName
-    step: int = Field(ge=0)
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    bytes: int = Field(ge=0)
-
-
-class CheckpointManifest(BaseModel):
-    """`checkpoints/manifest.json`: the kept checkpoints, oldest first, and the best one's name."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    checkpoints: tuple[CheckpointEntry, ...] = ()
-    best: FileName | None = None
-
-    def entry(self, name: str | None) -> CheckpointEntry | None:
-        return next((entry for entry in self.checkpoints if entry.name == name), None)
 
 
 class CheckpointStore:
@@ -114,11 +87,11 @@ class CheckpointStore:
             manifest = self.manifest()
         except ValueError:
             manifest = self._rebuilt(lambda line: None)
-        entry = self._write(state, _free_name(manifest, step), step)
+        entry = self._write(state, free_name(manifest, step), step)
         before_announcing()
         entries = (*manifest.checkpoints, entry)
         best = entry.name if is_best or manifest.best is None else manifest.best
-        self._announce(_pruned(CheckpointManifest(checkpoints=entries, best=best), keep_last))
+        self._announce(pruned(CheckpointManifest(checkpoints=entries, best=best), keep_last))
         if best == entry.name:
             self.publish_best()
         self.remove_unnamed()
@@ -130,7 +103,7 @@ class CheckpointStore:
 
     def prune(self, keep_last: int) -> None:
         """Keep the best and the last few: what a full disk leaves room for."""
-        self._announce(_pruned(self.manifest(), keep_last))
+        self._announce(pruned(self.manifest(), keep_last))
         self.remove_unnamed()
 
     def remove_unnamed(self) -> None:
@@ -149,7 +122,7 @@ class CheckpointStore:
         partial = self.folder / f".{name}.partial"
         try:
             with partial.open("wb") as file:
-                hashed = _HashedFile(file)
+                hashed = HashedFile(file)
                 try:
                     torch.save(state, cast(IO[bytes], hashed))
                 except Exception:
@@ -178,10 +151,10 @@ class CheckpointStore:
         if entry is None:
             return
         source, copy = self.folder / entry.name, self.folder / BEST_NAME
-        if _is_whole(copy, entry):
-            if not _is_whole(source, entry):
+        if is_whole(copy, entry):
+            if not is_whole(source, entry):
                 self._copy(copy, source)
-        elif _is_whole(source, entry):
+        elif is_whole(source, entry):
             self._copy(source, copy)
         else:
             raise ValueError(
@@ -205,13 +178,13 @@ class CheckpointStore:
             partial,
             {"format": "pt", "checkpoint_sha256": entry.sha256},
         )
-        partial.chmod(0o666 & ~_umask())  # safetensors makes it for the owner alone
-        _replace_durably(partial, path)
+        partial.chmod(0o666 & ~umask())  # safetensors makes it for the owner alone
+        replace_durably(partial, path)
 
     def _copy(self, source: Path, target: Path) -> None:
         partial = self.folder / f".{target.name}.partial"
         shutil.copyfile(source, partial)
-        _replace_durably(partial, target)
+        replace_durably(partial, target)
 
     def newest_whole(self) -> CheckpointEntry | None:
         """The newest checkpoint that is whole, without changing anything: another process may write here."""
@@ -219,7 +192,7 @@ class CheckpointStore:
             entries = self.manifest().checkpoints
         except ValueError:
             return None
-        return next((e for e in reversed(entries) if _is_whole(self.folder / e.name, e)), None)
+        return next((e for e in reversed(entries) if is_whole(self.folder / e.name, e)), None)
 
     def latest(self, say: Callable[[str], Any] = print) -> CheckpointEntry | None:
         """The newest checkpoint that is whole, or None for a new run.
@@ -259,11 +232,11 @@ class CheckpointStore:
     def _is_usable(
         self, entry: CheckpointEntry, manifest: CheckpointManifest, say: Callable[[str], Any]
     ) -> bool:
-        fault = _fault_of(self.folder / entry.name, entry)
+        fault = fault_of(self.folder / entry.name, entry)
         if fault is None:
             return True
         say(f"warning: {fault}")
-        if entry.name != manifest.best or not _is_whole(self.folder / BEST_NAME, entry):
+        if entry.name != manifest.best or not is_whole(self.folder / BEST_NAME, entry):
             return False
         self._copy(self.folder / BEST_NAME, self.folder / entry.name)
         say(f"{entry.name} was mended from {BEST_NAME}, its copy")
@@ -272,14 +245,14 @@ class CheckpointStore:
     def _rebuilt(self, say: Callable[[str], Any]) -> CheckpointManifest:
         """A manifest of the files that are there, where there is none; their own checksums are compared."""
         entries = []
-        for path in sorted(self.folder.glob("step-*.pt"), key=_order):
-            fault = "its name is not one of ours" if _order(path)[0] < 0 else _zip_fault(path)
+        for path in sorted(self.folder.glob("step-*.pt"), key=order_of):
+            fault = "its name is not one of ours" if order_of(path)[0] < 0 else zip_fault(path)
             if fault is not None:
                 say(f"warning: checkpoint {path} is damaged ({fault})")
                 continue
             size = path.stat().st_size
             entries.append(
-                CheckpointEntry(name=path.name, step=_order(path)[0], sha256=sha256_file(path), bytes=size)
+                CheckpointEntry(name=path.name, step=order_of(path)[0], sha256=sha256_file(path), bytes=size)
             )
         if not entries:
             return CheckpointManifest()
@@ -305,97 +278,6 @@ class CheckpointStore:
                 return (file.metadata() or {}).get("checkpoint_sha256")
         except Exception:  # missing or damaged, in whatever way: it tells nothing
             return None
-
-
-class _HashedFile:
-    """What torch.save writes to: the SHA-256 comes with it, and the error of a write is kept."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.digest = hashlib.sha256()
-        self.error: OSError | None = None
-
-    def write(self, content: Any) -> int:
-        self.digest.update(content)
-        try:
-            return self._file.write(content)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        self._file.flush()
-
-
-def _order(path: Path) -> tuple[int, int]:
-    """Step and number of `step-00000560-2.pt`; (-1, 0) for another name."""
-    match = re.fullmatch(r"step-(\d+)(?:-(\d+))?\.pt", path.name)
-    return (int(match[1]), int(match[2] or 1)) if match else (-1, 0)
-
-
-def _zip_fault(path: Path) -> str | None:
-    """What is wrong with the zip file that torch writes, by the checksums in it."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            bad = file.testzip()
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        return str(error) or type(error).__name__
-    return f"{bad} in it does not fit its checksum" if bad else None
-
-
-def _free_name(manifest: CheckpointManifest, step: int) -> str:
-    """`step-00000560.pt`, or `-2` where one of the same step is named already: before a validation, say."""
-    names = (f"step-{step:08d}{f'-{number}' if number > 1 else ''}.pt" for number in itertools.count(1))
-    return next(name for name in names if manifest.entry(name) is None)
-
-
-def _pruned(manifest: CheckpointManifest, keep_last: int) -> CheckpointManifest:
-    last = manifest.checkpoints[-keep_last:]
-    kept = [entry for entry in manifest.checkpoints if entry in last or entry.name == manifest.best]
-    return CheckpointManifest(checkpoints=tuple(kept), best=manifest.best)
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
-
-
-def _replace_durably(partial: Path, path: Path) -> None:
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync_folder(path.parent)
-
-
-def _is_whole(path: Path, entry: CheckpointEntry) -> bool:
-    return _fault_of(path, entry) is None
-
-
-def _fault_of(path: Path, entry: CheckpointEntry) -> str | None:
-    """What is wrong with a file that should hold `entry`.
-
-    Raises:
-        RuntimeError: it cannot be read now, which is no damage: nothing may be concluded from it.
-    """
-    for seconds in (*READ_WAITS, None):
-        try:
-            size = path.stat().st_size
-            if size != entry.bytes:
-                return f"checkpoint {path} is truncated: {size:,} bytes instead of {entry.bytes:,}"
-            if sha256_file(path) != entry.sha256:
-                return f"checkpoint {path} is damaged: its SHA-256 is not the one it was saved with"
-            return None
-        except FileNotFoundError:
-            return f"checkpoint {path} is missing"
-        except OSError as error:
-            if seconds is None:
-                raise RuntimeError(
-                    f"checkpoint {path} cannot be read ({error.strerror}): look at its disk, and run the "
-                    "same command again"
-                ) from None
-            time.sleep(seconds)
-    raise AssertionError("unreachable")
 
 
 def load_checkpoint(path: Path, check_sha256: bool = True) -> dict[str, Any]:
@@ -433,9 +315,9 @@ def _check_against_manifest(path: Path) -> None:
     manifest = CheckpointStore(path.parent).manifest()
     is_best = path.name == BEST_NAME
     entry = manifest.entry(manifest.best if is_best else path.name)
-    if entry is None or (fault := _fault_of(path, entry)) is None:
+    if entry is None or (fault := fault_of(path, entry)) is None:
         return
-    if is_best and _zip_fault(path) is None:
+    if is_best and zip_fault(path) is None:
         return  # a crash between manifest and copy left the former best one here, which is whole
     raise ValueError(fault)
 

@@ -21,8 +21,9 @@ from typing import Any
 
 import torch
 
+from train.checkpoint.manifest import CheckpointManifest
 from train.checkpoint.snapshot import Snapshot, SnapshotPool
-from train.checkpoint.store import CheckpointManifest, CheckpointStore
+from train.checkpoint.store import CheckpointStore
 
 RETRY_SECONDS = 2.0  # between attempts, where somebody waits for the last one
 SAY_EVERY_SECONDS = 60.0

@@ -21,7 +21,7 @@ from train.checkpoint import (
     load_checkpoint,
     state_sha256,
 )
-from train.checkpoint import store as store_module
+from train.checkpoint import files as files_module
 
 
 def state(step: int) -> dict[str, Any]:
@@ -125,13 +125,13 @@ def test_what_cannot_be_read_now_is_not_taken_for_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = filled_store(tmp_path)
-    monkeypatch.setattr(store_module, "READ_WAITS", (0.0, 0.0))
+    monkeypatch.setattr(files_module, "READ_WAITS", (0.0, 0.0))
 
     def fail(path: Path) -> str:
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="cannot be read"):
-        patch.setattr(store_module, "sha256_file", fail)
+        patch.setattr(files_module, "sha256_file", fail)
         store.latest()
     assert latest_step(store) == 5 and (tmp_path / "step-00000005.pt").is_file()
 
@@ -241,7 +241,7 @@ def test_disk_that_is_full_costs_a_warning_until_it_is_free(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_module._HashedFile, "write", full)
+        patch.setattr(files_module.HashedFile, "write", full)
         case.writer.submit(state(2), 2, True)
         with pytest.raises(RuntimeError, match=r"is full: free some space; that of step 1 stands"):
             case.writer.finish(0.5)
@@ -271,7 +271,7 @@ def test_other_troubles_of_a_disk_are_sentences(
     def fail(*arguments: object) -> int:
         raise OSError(number, "an error of the test")
 
-    monkeypatch.setattr(store_module._HashedFile, "write", fail)
+    monkeypatch.setattr(files_module.HashedFile, "write", fail)
     case.writer.submit(state(2), 2, True)
     with pytest.raises(RuntimeError, match=words):
         case.writer.finish(0.3)
@@ -282,13 +282,13 @@ def test_a_disk_that_did_not_read_at_the_start_is_written_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled_store(tmp_path)
-    monkeypatch.setattr(store_module, "READ_WAITS", ())
+    monkeypatch.setattr(files_module, "READ_WAITS", ())
 
     def fail(path: Path) -> str:
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "sha256_file", fail)
+        patch.setattr(files_module, "sha256_file", fail)
         case = Writer(tmp_path)
         case.writer.finish(20)
     assert "cannot be read" in case.said[0]
