@@ -20,7 +20,7 @@ import torch
 
 from data_prep.manifest import load_index, load_manifest
 from data_prep.sources.tree import open_tree
-from evaluation.__main__ import _read_summary
+from evaluation.report_command import _read_summary
 from evaluation.predict import load_trained
 from train import micro_batch
 from train.__main__ import main

@@ -1,0 +1,158 @@
+"""The command `report`: a checkpoint on a split of a data set → figures, plots, one page.
+
+    python -m evaluation runs/demo --data data/intel
+    python -m evaluation report runs/demo/checkpoints/best.pt --data data/intel --out report
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data_prep.manifest import load_index, load_manifest
+from data_prep.plain_json import read_json
+from data_prep.storage import is_s3
+from evaluation.metrics import topk_accuracy
+from evaluation.predict import TrainedModel, load_trained, predict
+from evaluation.report import ReportFiles, write_report
+from train.config import RecipeError, load_recipe
+from train.config.credentials import without_credentials
+from train.cost import find_price
+from train.data.loaders import BACKENDS
+from train.data.staging import stage
+from train.run_folder import METRICS_NAME, RECIPE_NAME, SUMMARY_NAME
+from train.tracking.metrics_file import read_metrics
+from train.tracking.mlflow_client import add_to_run, tracking_uri
+from train.validation import views_of
+
+
+DESCRIPTION = "checkpoint + shards → report"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint file, or a run folder (its best one)")
+    parser.add_argument("--data", required=True, help="the prepared data set: a folder or s3://…")
+    parser.add_argument("--split", choices=["val", "train"], default="val")
+    parser.add_argument("--out", type=Path, help="default: report/ in the run's folder")
+    parser.add_argument("--loader", choices=["auto", *BACKENDS], default="auto")
+    parser.add_argument("--resolution", type=int, help="side in pixels (default: the recipe's)")
+    parser.add_argument("--no-mlflow", action="store_true", help="do not add the report to the MLflow run")
+    parser.add_argument("--tracking-uri", help="MLflow server to add the report to (default: the run's own)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Evaluate and write the report; the exit code."""
+    if options.resolution is not None and not 8 <= options.resolution <= 2048:
+        raise ValueError(f"--resolution is {options.resolution}: it must be from 8 to 2048 pixels")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trained = load_trained(options.checkpoint, device)
+    is_remote = is_s3(options.data)
+    options.data = (
+        stage(options.data, trained.recipe.data.stage_folder).folder if is_remote else Path(options.data)
+    )
+    predictions = predict(trained, options.data, options.split, options.loader, options.resolution)
+    run_folder = _run_folder(options.checkpoint)
+    out = options.out or ((run_folder or Path()) / "report")
+    summary = _read_summary(run_folder)
+    files = write_report(
+        out,
+        predictions,
+        _image_reader(options.data, options.split),
+        title=f"{trained.recipe.model.name} on {options.data.name}",
+        metrics_rows=_read_rows(run_folder),
+        summary=summary,
+        details=_details(trained, options),
+    )
+    figures = {f"report_top{k}": topk_accuracy(predictions, k) for k in (1, 5)}
+    print(
+        f"top-1 {figures['report_top1']:.2%}, top-5 {figures['report_top5']:.2%} on "
+        f"{predictions.num_samples:,} {options.split} images; report: {files.html}"
+    )
+    if not options.no_mlflow:
+        _log_to_mlflow(run_folder, options.tracking_uri, summary, files, figures)
+    return 0
+
+
+def _details(trained: TrainedModel, options: argparse.Namespace) -> dict[str, str]:
+    headline = views_of(trained.recipe)[0]
+    view = replace(headline, resolution=options.resolution or headline.resolution)
+    price = find_price(trained.recipe.budget)
+    return {
+        "checkpoint": str(options.checkpoint),
+        "epoch": str(trained.progress["epoch"]),
+        "data set": f"{options.data} ({options.split})",
+        "model": f"{trained.recipe.model.library} {trained.recipe.model.name}",
+        "validated at": view.words,
+        "weights": "the run's average (EMA)" if view.weights == "ema" else "of the last step",
+        "weights at the start": trained.recipe.weights_at_start,
+        "cost is counted at": f"${price.usd_per_hour:.2f} an hour ({price.source})" if price else "no price",
+        "command": f"python -m evaluation {options.checkpoint} --data {options.data}",
+    }
+
+
+def _run_folder(checkpoint: Path) -> Path | None:
+    """The run a checkpoint lies in, or None for one on its own."""
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    folder = folder.parent if folder.name == "checkpoints" else folder
+    return folder if (folder / "checkpoints").is_dir() else None
+
+
+def _read_summary(run_folder: Path | None) -> dict[str, Any] | None:
+    if run_folder is None or not (run_folder / SUMMARY_NAME).is_file():
+        return None
+    try:
+        summary = read_json(run_folder / SUMMARY_NAME)
+    except ValueError:
+        return None
+    return summary if isinstance(summary, dict) else None
+
+
+def _read_rows(run_folder: Path | None) -> list[dict[str, Any]] | None:
+    if run_folder is None or not (run_folder / METRICS_NAME).is_file():
+        return None
+    return read_metrics(run_folder / METRICS_NAME)
+
+
+def _image_reader(folder: Path, split: Any) -> Any:
+    """Sample id → the stored image, uint8 (height, width, 3)."""
+    manifest = load_manifest(folder)
+    index = load_index(folder, manifest, split)
+    shards = [np.memmap(folder / shard.name, np.uint8, "r") for shard in manifest.splits[split].shards]
+
+    def read(sample_id: int) -> np.ndarray:
+        row = index[sample_id]
+        offset = int(row["offset"])
+        jpeg = shards[row["shard"]][offset : offset + int(row["length"])].tobytes()
+        return np.asarray(Image.open(io.BytesIO(jpeg), formats=["JPEG"]).convert("RGB"))
+
+    return read
+
+
+def _log_to_mlflow(
+    run_folder: Path | None,
+    named_uri: str | None,
+    summary: dict[str, Any] | None,
+    files: ReportFiles,
+    figures: dict[str, float],
+) -> None:
+    run_id = (summary or {}).get("mlflow_run_id")
+    if run_folder is None or run_id is None:
+        return
+    # Never the address inside a checkpoint, which may come from anybody: the run folder's, or a named one.
+    try:
+        tracking = load_recipe(run_folder / RECIPE_NAME).tracking
+    except RecipeError:
+        return
+    uri = named_uri or tracking_uri(tracking, run_folder.parent)
+    fault = add_to_run(uri, run_id, files.html.parent, "report", figures)
+    shown = without_credentials(uri)
+    print(f"warning: {fault}" if fault else f"added to MLflow run {run_id} ({shown})", file=sys.stderr)
+
