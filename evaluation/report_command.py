@@ -1,7 +1,7 @@
 """The command `report`: a checkpoint on a split of a data set → figures, plots, one page.
 
-    python -m evaluation runs/demo --data data/intel
-    python -m evaluation report runs/demo/checkpoints/best.pt --data data/intel --out report
+python -m evaluation runs/demo --data data/intel
+python -m evaluation report runs/demo/checkpoints/best.pt --data data/intel --out report
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from train.run_folder import METRICS_NAME, RECIPE_NAME, SUMMARY_NAME
 from train.tracking.metrics_file import read_metrics
 from train.tracking.mlflow_client import add_to_run, tracking_uri
 from train.validation import views_of
-
 
 DESCRIPTION = "checkpoint + shards → report"
 
@@ -155,4 +154,3 @@ def _log_to_mlflow(
     fault = add_to_run(uri, run_id, files.html.parent, "report", figures)
     shown = without_credentials(uri)
     print(f"warning: {fault}" if fault else f"added to MLflow run {run_id} ({shown})", file=sys.stderr)
-
