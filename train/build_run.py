@@ -25,7 +25,7 @@ from train.distributed import Ranks, describe_hardware
 from train.ema import Ema
 from train.loss import TrainingLoss
 from train.micro_batch import resolve_grad_accum_steps
-from train.models.build import build_model, num_parameters
+from train.models.build import build_model, note_weights, num_parameters
 from train.models.heads import head_of, init_bce_bias
 from train.models.sync_batchnorm import convert_sync_batchnorm
 from train.optim import build_optimizer, scaled_peak_lr
@@ -33,7 +33,7 @@ from train.param_groups import Trainable, freeze_statistics, set_trainable, trai
 from train.precision import build_autocast, build_scaler, choose_precision, set_matmul_precision
 from train.preemption import StopFlag
 from train.profiler import StepProfiler
-from train.run import Run
+from train.run import Progress, Run
 from train.run_folder import METRICS_NAME, has_checkpoint
 from train.schedule import EarlyStopping, Schedule
 from train.teacher import Teacher
@@ -58,10 +58,9 @@ def build_run(
     set_matmul_precision(precision)
     torch.backends.cudnn.benchmark = True  # shapes are the same in every step of an epoch
     torch.manual_seed(recipe.run.seed)
-    model = build_model(_start_of(recipe.model, folder, ranks), num_classes)
+    model = build_on_ranks(recipe.model, num_classes, folder, ranks)
     if recipe.loss.kind == "bce":
         init_bce_bias(model, num_classes)
-    model = model.to(device)
     if recipe.model.sync_batchnorm:
         model = convert_sync_batchnorm(model, device)
     head = head_of(model)
@@ -116,16 +115,42 @@ def build_run(
         budget=Budget(recipe.budget, price),
         cadence=Cadence(recipe.checkpoint),
         window=torch.zeros(4, dtype=torch.float64, device=device),
+        progress=Progress(
+            weights_at_start=str(model.weights_at_start), weights_note=str(model.weights_note)
+        ),
     )
     train_part(run, run.schedule.trainable_at(0))
     _introduce(run)
     return run
 
 
-def _start_of(config: ModelSection, folder: Path, ranks: Ranks) -> ModelSection:
-    """A run that goes on has its weights: those it began with are not needed, and may be gone."""
-    goes_on = ranks.on_primary(lambda: has_checkpoint(folder))
-    return config.model_copy(update={"pretrained": False, "checkpoint": None}) if goes_on else config
+def build_on_ranks(config: ModelSection, num_classes: int, folder: Path, ranks: Ranks) -> nn.Module:
+    """The model on each rank's device, with the weights that a run in `folder` begins with.
+
+    The primary asks the hub, once for all machines, and the others get its weights. A run that goes on has
+    its own: those it began with are not needed, and may be gone.
+
+    Raises:
+        ValueError: as `build_model`, on every rank.
+    """
+    offline = config.model_copy(update={"pretrained": False})
+    if ranks.on_primary(lambda: has_checkpoint(folder)):
+        model = build_model(offline.model_copy(update={"checkpoint": None}), num_classes)
+        note_weights(model, "", "weights of its checkpoint")
+        return model.to(ranks.device)
+    if not config.asks_hub:
+        return build_model(config, num_classes).to(ranks.device)
+    built: list[nn.Module] = []
+
+    def ask_hub() -> tuple[Any, ...]:
+        built.append(build_model(config, num_classes))
+        return built[0].weights_at_start, built[0].weights_note
+
+    origin = ranks.on_primary(ask_hub)
+    model = (built[0] if built else build_model(offline, num_classes)).to(ranks.device)
+    note_weights(model, *origin)
+    ranks.broadcast_weights(model)
+    return model
 
 
 def _with_micro_batches(
@@ -196,12 +221,12 @@ def _introduce(run: Run) -> None:
     backend, reason = choose_backend(data.loader, manifest.format)
     counts = ", ".join(f"{entry.num_samples:,} {name}" for name, entry in manifest.splits.items())
     machine = f"{run.ranks.world_size} rank(s) on {describe_hardware(run.ranks)}"
-    note = getattr(run.model, "weights_note", "")
+    note = run.progress.weights_note
     micro = data.global_batch_size // (run.ranks.world_size * data.accum_steps)
     lines = [
         f"run {run.folder}: {recipe.model.library} {recipe.model.name} "
         f"({num_parameters(run.model) / 1e6:.1f} M parameters), {manifest.num_classes} classes, {counts} "
-        f"images{f'; {note}' if note else ''}",
+        f"images; {note}",
         f"{machine}, {run.precision}; loader {backend} ({reason})",
         f"{recipe.num_epochs} epochs × {run.steps_per_epoch} steps of {data.global_batch_size} at "
         f"{_sides(recipe)} px ({micro} images a rank and micro-batch, {data.accum_steps} a step)",
@@ -209,6 +234,8 @@ def _introduce(run: Run) -> None:
         + (f"${run.price.usd_per_hour:.2f} an hour ({run.price.source})" if run.price else "no price known"),
     ]
     run.console.say("\n  ".join(lines))
+    if recipe.model.asks_hub and run.progress.weights_at_start == "random":
+        run.console.say(f"warning: {note}; the published figures of this recipe are not to be expected")
 
 
 def _scaling(recipe: Recipe) -> str:

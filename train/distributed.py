@@ -112,6 +112,15 @@ class Ranks:
         if self.world_size > 1:
             dist.barrier()
 
+    def broadcast_weights(self, model: nn.Module) -> None:
+        """Give all ranks the primary's parameters and statistics; the model must be on `device`."""
+        if self.world_size == 1:
+            return
+        for tensor in model.state_dict().values():
+            box = tensor.contiguous()  # channels-last would be refused
+            dist.broadcast(box, src=0)
+            tensor.copy_(box)
+
     def average_buffers(self, model: nn.Module) -> None:
         """Make BatchNorm statistics equal on all ranks: their mean over ranks.
 

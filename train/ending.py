@@ -155,6 +155,8 @@ def _summary(run: Run, stopped_because: str, best: CheckpointEntry | None) -> di
         "planned_epochs": run.recipe.num_epochs,
         "world_size": run.ranks.world_size,
         "num_parameters": num_parameters(run.model),
+        "weights_at_start": progress.weights_at_start,
+        "weights_note": progress.weights_note,
         "images_per_second": round(speed, 1),
         "data_wait_fraction": round(progress.wait_seconds / max(progress.train_seconds, 1e-9), 4),
         "mfu": None if utilization is None else round(utilization, 4),

@@ -137,6 +137,8 @@ def _load_parts(run: Run, state: dict[str, Any]) -> None:
     known = {field.name for field in fields(Progress)}
     run.progress = Progress(**{name: value for name, value in state["progress"].items() if name in known})
     run.progress.skipped_steps = int(run.updater.num_skipped)
+    # Checkpoints of earlier versions do not say, but theirs always got what they asked for.
+    run.progress.weights_at_start = run.progress.weights_at_start or run.recipe.weights_at_start
     if origin_of(run.folder).get("step") == run.progress.step:
         run.progress.best_top1, run.progress.mlflow_run_id = -1.0, None
         run.progress.stopped_because = ""
@@ -197,7 +199,8 @@ def _tags(run: Run) -> dict[str, str]:
         "dataset": run.recipe.data.name,
         "hardware": describe_hardware(run.ranks),
         "run_folder": str(run.folder.resolve()),
-        "weights_at_start": run.recipe.weights_at_start,
+        "weights_at_start": run.progress.weights_at_start,
+        "weights_note": run.progress.weights_note,
         "price": run.price.source if run.price else "",
         **({"forked_from": f"{origin['from']} at step {origin['step']}"} if origin else {}),
     }

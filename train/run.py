@@ -58,6 +58,8 @@ class Progress:
     shortened_for_seconds: float = 0.0  # that budget
     stopped_because: str = ""  # why the last epoch was the last, where it is not the recipe's
     mlflow_run_id: str | None = None
+    weights_at_start: str = ""  # of the first start: random, pretrained or checkpoint
+    weights_note: str = ""  # the same as a sentence
 
 
 @dataclass

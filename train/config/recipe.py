@@ -62,9 +62,14 @@ class Recipe(Section):
 
     @property
     def weights_at_start(self) -> str:
-        """`random`, `pretrained`, or `checkpoint`."""
+        """What is wished for: `random`, `pretrained`, `pretrained if available`, or `checkpoint`.
+
+        What a run really began with is in its checkpoint and in summary.json.
+        """
         if self.model.checkpoint is not None:
             return "checkpoint"
+        if self.model.pretrained == "if_available":
+            return "pretrained if available"
         return "pretrained" if self.model.pretrained else "random"
 
     @model_validator(mode="after")

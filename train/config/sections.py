@@ -132,7 +132,8 @@ class ModelSection(Section):
     library: Literal["timm", "torchvision", "own"] = "timm"
     name: str = "resnet50"  # own: residual_cnn
     options: dict[str, Any] = {}  # passed on to the library's constructor
-    pretrained: bool = False  # weights from the library's hub
+    # weights from the library's hub; if_available: random ones where they cannot be had, and that is said
+    pretrained: bool | Literal["if_available"] = False
     checkpoint: Path | None = None  # or weights from a file (.pt, .pth, .safetensors) or a run folder
     head: HeadSection | None = None  # null: the model's own
     activation: str | None = None  # in place of every activation, e.g. leaky_relu
@@ -147,9 +148,14 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _one_start(self) -> ModelSection:
-        if self.pretrained and self.checkpoint is not None:
+        if self.pretrained is True and self.checkpoint is not None:
             raise ValueError("weights come from pretrained: true or from checkpoint, not from both")
         return self
+
+    @property
+    def asks_hub(self) -> bool:
+        """Whether weights are wanted from the hub; a checkpoint goes before `if_available`."""
+        return bool(self.pretrained) and self.checkpoint is None
 
 
 class ClipSection(Section):

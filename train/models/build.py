@@ -19,6 +19,7 @@ from train.models.blurpool import insert_blurpool
 from train.models.constructors import build_plain
 from train.models.gradient_checkpointing import checkpoint_blocks
 from train.models.heads import replace_heads, set_dropout
+from train.models.hub import Unavailable
 from train.models.residual import init_last_norms, set_stochastic_depth
 from train.models.weights import load_weights
 
@@ -29,15 +30,18 @@ def build_model(config: ModelSection, num_classes: int) -> nn.Module:
     """A classifier with `num_classes` outputs; input float NCHW.
 
     All that the section says, but for what needs a device: see `sync_batchnorm.convert_sync_batchnorm` and
-    `compile`. The attribute `weights_note` is a sentence on where the weights come from. A dropout or
-    stochastic depth of 0 leaves what the library has by default.
+    `compile`. The attribute `weights_note` is a sentence on where the weights come from, `weights_at_start` a
+    word: `random`, `pretrained` or `checkpoint`. A dropout or stochastic depth of 0 leaves what the library
+    has by default.
 
     Raises:
         ValueError: no such model, an option that it does not take, or weights that cannot be had.
     """
     if fault := model_fault(config):
         raise ValueError(fault)
-    model = build_plain(config, num_classes)
+    if config.pretrained == "if_available" and config.asks_hub:
+        return _build_if_available(config, num_classes)
+    model = build_plain(_without_hub(config) if not config.asks_hub else config, num_classes)
     if config.activation is not None:
         swap_activations(model, config.activation)
     _fit_heads(model, config, num_classes)
@@ -51,7 +55,7 @@ def build_model(config: ModelSection, num_classes: int) -> nn.Module:
             set_stochastic_depth(model, config.stochastic_depth)
     if config.zero_init_last_norm is not None:
         init_last_norms(model, config.zero_init_last_norm)
-    model.weights_note = _load(model, config)  # type: ignore[assignment]
+    note_weights(model, *_load(model, config))
     if config.gradient_checkpointing:
         checkpoint_blocks(model)
     if config.channels_last:
@@ -59,18 +63,40 @@ def build_model(config: ModelSection, num_classes: int) -> nn.Module:
     return model
 
 
+def note_weights(model: nn.Module, weights_at_start: str, note: str) -> None:
+    """Keep with the model where its weights come from: a word, and a sentence."""
+    model.weights_at_start = weights_at_start  # type: ignore[assignment]
+    model.weights_note = note  # type: ignore[assignment]
+
+
+def _build_if_available(config: ModelSection, num_classes: int) -> nn.Module:
+    """From the hub; or just as `pretrained: false` would be, with a note on why."""
+    generator = torch.get_rng_state()
+    try:
+        return build_model(config.model_copy(update={"pretrained": True}), num_classes)
+    except Unavailable as error:
+        torch.set_rng_state(generator)
+        model = build_model(_without_hub(config), num_classes)
+        note_weights(model, "random", f"random weights, since pretrained ones cannot be had ({error.reason})")
+        return model
+
+
+def _without_hub(config: ModelSection) -> ModelSection:
+    return config.model_copy(update={"pretrained": False})
+
+
 def _fit_heads(model: nn.Module, config: ModelSection, num_classes: int) -> None:
     # torchvision's pretrained networks come with the classes of their weights; timm's with those asked for.
-    if config.head is not None or (config.library == "torchvision" and config.pretrained):
+    if config.head is not None or (config.library == "torchvision" and config.asks_hub):
         replace_heads(model, num_classes, config.head)
 
 
-def _load(model: nn.Module, config: ModelSection) -> str:
+def _load(model: nn.Module, config: ModelSection) -> tuple[str, str]:
     if config.checkpoint is not None:
-        return load_weights(model, config.checkpoint)
-    if config.pretrained:
-        return f"pretrained weights of {config.library}'s {config.name}"
-    return "random weights"
+        return "checkpoint", load_weights(model, config.checkpoint)
+    if config.asks_hub:
+        return "pretrained", f"pretrained weights of {config.library}'s {config.name}"
+    return "random", "random weights"
 
 
 def model_fault(config: ModelSection) -> str | None:

@@ -6,6 +6,7 @@ ConvNeXt and MobileNetV3, timm's MetaFormer and HRNet): they are checked by thei
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 import warnings
@@ -14,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from train.config import ModelSection
+from train.models.hub import Unavailable, prepared_hub
 from train.models.residual_cnn import ResidualCnn
 
 _RESERVED = {
@@ -32,18 +34,19 @@ _BUILDER_OPTIONS = {"width_mult", "reduced_tail", "dilated"}
 
 
 def build_plain(config: ModelSection, num_classes: int) -> nn.Module:
-    """The network of this name, with the constructor's options, and the hub's weights where wanted.
+    """The network of this name, with the constructor's options, and the hub's weights where `pretrained`.
 
     timm's and our own with dropout and stochastic depth, torchvision's without; torchvision's pretrained ones
     with the number of classes of the weights.
 
     Raises:
-        ValueError: an option that the constructor does not take, or weights that cannot be had.
+        ValueError: an option that the constructor does not take. Unavailable: weights that cannot be had.
     """
     if reserved := next((name for name in config.options if name in _RESERVED), None):
         raise ValueError(f"model.options: {reserved} has a place of its own: {_RESERVED[reserved]}")
     build = {"timm": _build_timm, "torchvision": _build_torchvision, "own": _build_own}[config.library]
-    with warnings.catch_warnings():
+    hub = prepared_hub(config) if config.pretrained else contextlib.nullcontext()
+    with warnings.catch_warnings(), hub:
         warnings.simplefilter("ignore")  # of libraries, about their defaults
         model = build(config, num_classes)
     for option in config.options:
@@ -75,6 +78,10 @@ def _build_torchvision(config: ModelSection, num_classes: int) -> nn.Module:
     import torchvision
 
     options = dict(config.options)
+    if config.name in ("inception_v3", "googlenet"):
+        # The library turns it on with its weights; then a run that goes on, or its evaluation, which have
+        # none from there, would see other pixels.
+        options.setdefault("transform_input", False)
     if not config.pretrained:
         return _construct(config, torchvision.models.get_model, num_classes=num_classes, **options)
     if config.name == "googlenet":
@@ -102,10 +109,7 @@ def _construct(config: ModelSection, build: Any, **options: Any) -> nn.Module:
     except Exception as error:
         reason = str(error).split("\n")[0][:200]
         if config.pretrained:
-            raise ValueError(
-                f"pretrained weights of {config.library}'s {config.name} cannot be had ({reason}): check the "
-                "network, or set model.pretrained=false"
-            ) from None
+            raise Unavailable(config, reason) from None
         if config.options:
             raise ValueError(
                 f"model.options: {config.library}'s {config.name} refuses them ({reason})"

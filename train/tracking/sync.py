@@ -119,7 +119,7 @@ def _complete(state: MlflowState) -> None:
                 {
                     "dataset": recipe.data.name,
                     "run_folder": str(folder.resolve()),
-                    "weights_at_start": recipe.weights_at_start,
+                    "weights_at_start": str(summary.get("weights_at_start") or recipe.weights_at_start),
                 }
             )
     if wanted.status == "RUNNING":  # killed, for we hold its lock
