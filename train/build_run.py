@@ -40,6 +40,7 @@ from train.teacher import Teacher
 from train.throughput import Throughput
 from train.tracking.console import Console
 from train.tracking.metrics_file import MetricsFile
+from train.tracking.tensorboard import require_tensorboard
 from train.update import Updater
 from train.validation import View, views_of
 
@@ -213,6 +214,8 @@ def _checked_manifest(recipe: Recipe, data: Path, ranks: Ranks) -> Manifest:
     if faults := split_faults(manifest, recipe):
         raise ValueError("; ".join(faults))
     check_batch_size(recipe.data.global_batch_size, recipe.data.accum_steps, ranks.world_size)
+    if recipe.tracking.tensorboard:
+        require_tensorboard()
     return manifest
 
 

@@ -27,6 +27,7 @@ from train.optim import build_optimizer, optimizer_fault
 from train.param_groups import trainable_fault
 from train.run_folder import has_checkpoint, is_finished, recipe_differences
 from train.teacher import Teacher
+from train.tracking.tensorboard import require_tensorboard
 
 CHECKED_BYTES = 1 << 30  # of each split: all of a small data set, an even sample of a large one
 
@@ -53,6 +54,8 @@ def find_faults(
     note(_model_faults, recipe)
     note(lambda: Budget(recipe.budget, find_price(recipe.budget)) and [])
     note(_augmentation_faults, recipe)
+    if recipe.tracking.tensorboard:
+        note(require_tensorboard)
     note(_loss_faults, recipe)
     note(check_batch_size, recipe.data.global_batch_size, recipe.data.accum_steps, world_size or 1)
     note(_run_faults, recipe, default_name, fork)

@@ -129,6 +129,8 @@ def train_to_the_end(run: Run) -> dict[str, Any] | None:
     finally:
         if said := run.profiler.close():
             run.console.say(said)
+        if run.tensorboard is not None:
+            run.tensorboard.close()
         for loader in (run.train_loader, *run.val_loaders.values()):
             loader.close()
 

@@ -9,6 +9,7 @@ from typing import Any
 from train.run import Run
 from train.throughput import model_flops_utilization, peak_memory_bytes
 from train.tracking.console import duration
+from train.tracking.metrics_file import clean_row
 from train.validation import ValidationResult
 
 
@@ -112,9 +113,11 @@ def say_shortening(run: Run) -> None:
 
 
 def write_row(run: Run, row: dict[str, Any]) -> None:
-    """To metrics.jsonl and MLflow; the primary rank only."""
+    """To metrics.jsonl, TensorBoard and MLflow; the primary rank only."""
     if not run.ranks.is_primary:
         return
     run.metrics.append(row)
+    if run.tensorboard is not None:
+        run.tensorboard.add(clean_row(row))
     if run.mlflow is not None:
         run.mlflow.poke()

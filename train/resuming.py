@@ -27,8 +27,11 @@ from train.fork import origin_of
 from train.optim import set_peak_lr
 from train.preemption import TAKEN_OVER
 from train.run import Progress, Run
+from train.run_folder import METRICS_NAME
 from train.saving import load_rank_state
+from train.tracking.metrics_file import read_metrics
 from train.tracking.mlflow_run import MlflowRun
+from train.tracking.tensorboard import TensorBoardWriter
 
 
 def resume_or_start(run: Run) -> bool:
@@ -47,6 +50,9 @@ def resume_or_start(run: Run) -> bool:
         run.writer = CheckpointWriter(
             store, run.recipe.checkpoint.keep_last, run.console.say, run.metrics.sync, _announced(run)
         )
+        if run.recipe.tracking.tensorboard:
+            rows = read_metrics(path) if (path := run.folder / METRICS_NAME).is_file() else []
+            run.tensorboard = TensorBoardWriter(run.folder, rows, run.progress.step, run.console.say)
         if run.recipe.tracking.mlflow:
             run.mlflow = MlflowRun(
                 run.recipe.tracking, run.folder, run.progress.mlflow_run_id, run.console.say

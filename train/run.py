@@ -31,6 +31,7 @@ from train.throughput import Throughput, flops_per_image, peak_flops
 from train.tracking.console import Console
 from train.tracking.metrics_file import MetricsFile
 from train.tracking.mlflow_run import MlflowRun
+from train.tracking.tensorboard import TensorBoardWriter
 from train.update import Updater
 from train.validation import View
 
@@ -104,6 +105,7 @@ class Run:
     writer: CheckpointWriter | None = None  # of the primary rank
     mirror: CheckpointMirror | None = None  # of the primary rank, where the recipe has one
     mlflow: MlflowRun | None = None
+    tensorboard: TensorBoardWriter | None = None  # of the primary rank, where the recipe wants it
     learning_rate: float = 0.0  # of the current step
     num_done: int = 0  # steps of this start
     began: float = field(default_factory=time.monotonic)

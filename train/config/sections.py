@@ -343,9 +343,10 @@ class PreemptionSection(Section):
 
 
 class TrackingSection(Section):
-    """MLflow. metrics.jsonl is always written."""
+    """MLflow and TensorBoard. metrics.jsonl is always written."""
 
     mlflow: bool = True
+    tensorboard: bool = False  # curves in the run's folder: tensorboard --logdir runs
     uri: str | None = None  # null: sqlite in run.folder
     experiment: str = "imagenet-sprint"
     parent_run_id: str | None = None  # MLflow id of the run that this one is a child of

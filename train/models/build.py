@@ -93,7 +93,10 @@ def _fit_heads(model: nn.Module, config: ModelSection, num_classes: int) -> None
 
 def _load(model: nn.Module, config: ModelSection) -> tuple[str, str]:
     if config.checkpoint is not None:
-        return "checkpoint", load_weights(model, config.checkpoint)
+        note = load_weights(model, config.checkpoint)
+        if config.activation is not None:  # holds no weights: the file fits whatever it was trained with
+            note += f"; every activation is {config.activation} here, whatever it was there"
+        return "checkpoint", note
     if config.asks_hub:
         return "pretrained", f"pretrained weights of {config.library}'s {config.name}"
     return "random", "random weights"

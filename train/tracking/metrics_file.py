@@ -31,17 +31,8 @@ class MetricsFile:
         self.num_rows = 0
 
     def append(self, row: dict[str, Any]) -> None:
-        """Write one row.
-
-        Numbers are rounded to six significant digits, `time` to milliseconds; a non-finite one is left out,
-        since JSON has none.
-        """
-        kept = {
-            key: round(value, 3) if key == "time" else _rounded(value)
-            for key, value in row.items()
-            if _has_value(value)
-        }
-        self._waiting.append(json.dumps(kept) + "\n")
+        """Write one row, as `clean_row` leaves it."""
+        self._waiting.append(json.dumps(clean_row(row)) + "\n")
         self.num_rows += 1
         try:
             self._write()
@@ -93,6 +84,19 @@ class MetricsFile:
         if lines:
             write_atomically(self._path, b"".join(line + b"\n" for line in kept))
         self.num_rows = len(kept)
+
+
+def clean_row(row: dict[str, Any]) -> dict[str, Any]:
+    """What of a row is kept, by all that show it.
+
+    Numbers are rounded to six significant digits, `time` to milliseconds; a non-finite one is left out,
+    since JSON has none.
+    """
+    return {
+        key: round(value, 3) if key == "time" else _rounded(value)
+        for key, value in row.items()
+        if _has_value(value)
+    }
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -102,6 +102,19 @@ def test_another_head_stays_random(tmp_path: Path, classes: int, head: Any, sent
         assert torch.equal(value, untrained[key] if key.startswith("head.") else weights[key]), key
 
 
+def test_another_activation_and_head_take_the_rest_and_say_so(tmp_path: Path) -> None:
+    trained = build(seed=1, head={"hidden": [6]})
+    store = CheckpointStore(tmp_path / "checkpoints")
+    store.folder.mkdir()
+    store.save(project_state(trained), step=1, is_best=True, keep_last=1)
+    model = build(activation="leaky_relu", head={"hidden": [5]}, checkpoint=tmp_path)
+    weights = trained.state_dict()
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items() if not k.startswith("head."))
+    assert isinstance(model.blocks[0].act1, nn.LeakyReLU)
+    for words in ("another head there", "every activation is leaky_relu here"):
+        assert words in model.weights_note
+
+
 def test_auxiliary_heads_may_be_missing_on_either_side(tmp_path: Path) -> None:
     def googlenet(**options: Any) -> Any:
         changes = {
