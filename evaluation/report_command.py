@@ -91,7 +91,9 @@ def _details(trained: TrainedModel, options: argparse.Namespace) -> dict[str, st
         "model": f"{trained.recipe.model.library} {trained.recipe.model.name}",
         "validated at": view.words,
         "weights": "the run's average (EMA)" if view.weights == "ema" else "of the last step",
-        "weights at the start": str(trained.progress.get("weights_at_start") or trained.recipe.weights_at_start),
+        "weights at the start": str(
+            trained.progress.get("weights_at_start") or trained.recipe.weights_at_start
+        ),
         "cost is counted at": f"${price.usd_per_hour:.2f} an hour ({price.source})" if price else "no price",
         "command": f"python -m evaluation {options.checkpoint} --data {options.data}",
     }

@@ -116,9 +116,7 @@ def build_run(
         budget=Budget(recipe.budget, price),
         cadence=Cadence(recipe.checkpoint),
         window=torch.zeros(4, dtype=torch.float64, device=device),
-        progress=Progress(
-            weights_at_start=str(model.weights_at_start), weights_note=str(model.weights_note)
-        ),
+        progress=Progress(weights_at_start=str(model.weights_at_start), weights_note=str(model.weights_note)),
     )
     train_part(run, run.schedule.trainable_at(0))
     _introduce(run)

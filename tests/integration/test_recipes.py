@@ -31,6 +31,10 @@ SMALL_DATA: dict[str, Any] = {
     "global_batch_size": GLOBAL_BATCH,
     "grad_accum_steps": 1,
 }
+# Networks of a hundred layers have one block a stage here; `check` builds them whole, at their own sizes.
+ONE_BLOCK_A_STAGE = {"layers": [1, 1, 1, 1]}
+DEEP = ("resnet101", "resnet152", "wide_resnet101_2")
+SMALLEST_SIDES = {"inception_v3": (299, 80)}  # of training, where the auxiliary head needs them, and after
 # Recipes that differ in nothing that is built: the shortest stands for all of them.
 FAMILIES = (r"image(nette|woof)_\d+_(5|20)$", r"image(nette|woof)_\d+_80$", r"imagenet_resnet50_\d+$")
 
@@ -103,6 +107,11 @@ def shrunk_tree(tree: dict[str, Any], data: Path, runs: Path) -> dict[str, Any]:
     num_sides = 1 if isinstance(side, int) else len(side)
     tree["data"] |= SMALL_DATA | {"path": str(data), "resolution": SIDES[num_sides - 1]}
     tree["validation"] |= {"batch_size": 16, "resolution": 40, "every_epochs": 1}
+    name = tree["model"]["name"]
+    if name in SMALLEST_SIDES:
+        tree["data"]["resolution"], tree["validation"]["resolution"] = SMALLEST_SIDES[name]
+    if name in DEEP:
+        tree["model"]["options"] = ONE_BLOCK_A_STAGE
     for view in tree["validation"].get("views", {}).values():
         if "resolution" in view:
             view["resolution"] = 32
@@ -112,6 +121,8 @@ def shrunk_tree(tree: dict[str, Any], data: Path, runs: Path) -> dict[str, Any]:
         phase["epochs"] = 1 if has_plateau else 1 / len(phases)
         if "warmup_epochs" in phase:
             phase["warmup_epochs"] = phase["epochs"] / 2
+        if "cycle_epochs" in phase:
+            phase["cycle_epochs"] = phase["epochs"]
     if "sam" in tree["optimizer"]:
         tree["optimizer"]["sam"]["every_steps"] = NUM_STEPS  # so that one of the two has both passes
     if "ema" in tree:
@@ -119,9 +130,15 @@ def shrunk_tree(tree: dict[str, Any], data: Path, runs: Path) -> dict[str, Any]:
     tree.pop("lr_finder", None)  # it has tests of its own
     return tree | {
         "run": {"folder": str(runs), "preflight": False, "log_every_steps": 1},
-        "tracking": {"mlflow": False},
+        "tracking": tree.get("tracking", {}) | {"mlflow": False},
         "precision": {"mode": "fp32"},
     }
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is downloaded: `if_available` means random weights here."""
+    monkeypatch.setattr("train.models.hub.answers", lambda *arguments: False)
 
 
 @pytest.fixture(scope="module")

@@ -64,7 +64,7 @@ def prepared_hub(config: ModelSection) -> Iterator[None]:
     constants.HF_HUB_OFFLINE = is_offline  # its own switch, but for this process only
     try:
         yield
-    except Unavailable as error:
+    except Unavailable:
         if is_offline:
             host = urlparse(constants.ENDPOINT).netloc
             why = "HF_HUB_OFFLINE is set" if was_offline else f"{host} does not answer"

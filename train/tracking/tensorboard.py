@@ -38,7 +38,7 @@ def require_tensorboard() -> None:
 
 
 def scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """Names and values of a row's curves: `train/loss`, `val/top1`, `val_224/top1` of a view, `learning_rate`.
+    """Names and values of a row's curves: `train/loss`, `val_224/top1` of a view, `learning_rate`.
 
     A validation's rate, dollars and the like are those of the training rows around it, and are left out.
     """
