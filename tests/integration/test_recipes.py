@@ -31,10 +31,13 @@ SMALL_DATA: dict[str, Any] = {
     "global_batch_size": GLOBAL_BATCH,
     "grad_accum_steps": 1,
 }
-# Networks of a hundred layers have one block a stage here; `check` builds them whole, at their own sizes.
+# Large networks are small here, by options of their libraries; `check` builds them whole, at their own sizes.
 ONE_BLOCK_A_STAGE = {"layers": [1, 1, 1, 1]}
-DEEP = ("resnet101", "resnet152", "wide_resnet101_2")
-SMALLEST_SIDES = {"inception_v3": (299, 80)}  # of training, where the auxiliary head needs them, and after
+SMALLER = {
+    **{("timm", f"resnet{depth}"): ONE_BLOCK_A_STAGE for depth in (34, 50, 101, 152)},
+    ("timm", "wide_resnet101_2"): ONE_BLOCK_A_STAGE,
+    ("torchvision", "inception_v3"): {"aux_logits": False},  # the auxiliary head takes no less than 299 px
+}
 # Recipes that differ in nothing that is built: the shortest stands for all of them.
 FAMILIES = (r"image(nette|woof)_\d+_(5|20)$", r"image(nette|woof)_\d+_80$", r"imagenet_resnet50_\d+$")
 
@@ -107,11 +110,10 @@ def shrunk_tree(tree: dict[str, Any], data: Path, runs: Path) -> dict[str, Any]:
     num_sides = 1 if isinstance(side, int) else len(side)
     tree["data"] |= SMALL_DATA | {"path": str(data), "resolution": SIDES[num_sides - 1]}
     tree["validation"] |= {"batch_size": 16, "resolution": 40, "every_epochs": 1}
-    name = tree["model"]["name"]
-    if name in SMALLEST_SIDES:
-        tree["data"]["resolution"], tree["validation"]["resolution"] = SMALLEST_SIDES[name]
-    if name in DEEP:
-        tree["model"]["options"] = ONE_BLOCK_A_STAGE
+    model = tree["model"]
+    model["options"] = model.get("options", {}) | SMALLER.get((model["library"], model["name"]), {})
+    if model["name"] == "inception_v3":
+        tree["data"]["resolution"] = tree["validation"]["resolution"] = 80
     for view in tree["validation"].get("views", {}).values():
         if "resolution" in view:
             view["resolution"] = 32

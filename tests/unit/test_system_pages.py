@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data_prep.__main__ import _parser as command_line
 from tests.conftest import ROOT
 from train.config import Recipe, load_recipe
 from train.cost import PRICES_PATH, find_price
@@ -77,5 +78,10 @@ def test_every_system_has_its_page(name: str) -> None:
     assert f"({name}.md)" in (SYSTEMS / "README.md").read_text(encoding="utf-8")
     for recipe in re.findall(r"configs/\w+\.yaml", text):
         assert (ROOT / recipe).is_file(), recipe
+    commands = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+    for words in re.findall(r"-m data_prep (.*?)(?:  #.*)?$", commands, re.MULTILINE):
+        assert callable(command_line().parse_args(words.split()).run)
+    for recipe, words in re.findall(r"(configs/\w+\.yaml)(.*?)(?:  #.*)?$", commands, re.MULTILINE):
+        load_recipe(ROOT / recipe, [word for word in words.split() if "=" in word])
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (SYSTEMS / link).exists(), link

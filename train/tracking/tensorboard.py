@@ -111,8 +111,8 @@ class TensorBoardWriter:
             for row in self._first:
                 _write(writer, row)
             writer.flush()
-            while (row := self._queue.get()) is not None:
-                _write(writer, row)
+            while (next_row := self._queue.get()) is not None:
+                _write(writer, next_row)
                 writer.flush()  # rows are seldom, and a run may be killed
 
 
