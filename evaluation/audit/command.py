@@ -265,7 +265,7 @@ def _say_result(out: Path, result: _Result) -> None:
     )
     if result.second is not None:
         print(
-            "a second model names the suggested class on "
+            f"a second model has {_words(result.second.all_images)}; it names the suggested class on "
             f"{_words(result.second.agrees_on_suspects)} of the suspects, and repeats "
             f"{_words(result.second.agrees_on_other_errors)} of the first one's other errors"
         )

@@ -27,8 +27,7 @@ STYLE = """
 CONSTRUCTION_NOTE = (
     "The model is wrong on every suspect, or it would be none. So its accuracy without them is higher by "
     "construction: as many of its other errors, left out at random, would give the same figure. It is no "
-    "measure of how many labels are wrong. That takes a person, or a second model that had no part in the "
-    "choice."
+    "measure of how many labels are wrong: that takes a person."
 )
 
 
@@ -134,9 +133,9 @@ def _second_section(second: SecondOpinion | None) -> str:
     if second is None:
         return ""
     note = (
-        "A model trained apart, which had no part in choosing the suspects. It may share the first one's "
-        "errors on hard images: how often it does is the last row. What it says about suspects beyond that "
-        "speaks against the labels."
+        "A model trained apart, which had no part in choosing the suspects. A suspect that it does not share "
+        "is likely the first model's own error. One that it does share need not be a wrong label: models of "
+        "the same training images share most errors that they are confident of, on hard images too."
     )
     rows = [
         _accuracy_row("Right on all images", second.all_images),

@@ -136,9 +136,9 @@ class SecondOpinion:
     Attributes:
         all_images, kept, suspects: its top-1 against the given labels.
         agrees_on_suspects: of the suspects, for how many it names the suggested class.
-        agrees_on_other_errors: the control. Of the first model's other errors, which are hard images rather
-            than suspects, for how many it names what the first one did. Two models share many errors on hard
-            images, and only what lies above this speaks against the labels.
+        agrees_on_other_errors: for comparison, of the first model's other errors, for how many it names what
+            the first one did. Those are less confident errors, and models share the confident ones more: so
+            more agreement on suspects proves nothing. Little agreement does: those are the first one's own.
     """
 
     all_images: Accuracy
