@@ -22,6 +22,7 @@ from types import FrameType
 
 from data_prep import download, stats
 from data_prep.copying import copy_data_set
+from data_prep.corrections import corrected, load_corrections
 from data_prep.manifest import ImageSettings, Manifest
 from data_prep.pipeline import PrepareOptions, prepare
 from data_prep.ranks import rank_and_world_size
@@ -122,6 +123,14 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
     add("--apply-exif", action="store_true", help="turn images as their EXIF orientation says")
     add("--shard-mb", type=int, default=256, metavar="MB", help="size of a tar, about (default: 256)")
     add("--workers", type=int, default=0, help="processes (default: one a core)")
+    add(
+        "--corrections",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="of a label audit: images to leave out, and images of another class",
+    )
     add("--max-bad-fraction", type=float, default=0.05, help="stop beyond it (default: 0.05)")
 
 
@@ -149,6 +158,11 @@ def _run_prepare(options: argparse.Namespace) -> int:
     )
     if rank == 0:
         _describe(source, options.source)
+    if options.corrections:
+        found = [correction for path in options.corrections for correction in load_corrections(path)]
+        source, words = corrected(source, found)
+        if rank == 0:
+            print(words, flush=True)
     images = ImageSettings(
         encode=options.encode,
         resolution_cap=options.resolution_cap or None,

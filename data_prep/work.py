@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from data_prep.corrections import LABEL_AUDIT
 from data_prep.journal import Journal
 from data_prep.manifest import ImageSettings
 from data_prep.normalize import NormalizedImage
@@ -56,6 +57,8 @@ class BadFiles:
 
     def add(self, lines: Sequence[dict[str, str]]) -> None:
         """ValueError: too many by now; one allowance for the whole source, so a hopeless one ends soon."""
+        # What somebody looked at and left out is no sign of a hopeless source.
+        lines = [line for line in lines if line["reason"] != LABEL_AUDIT]
         self._reasons.update(line["reason"] for line in lines)
         if lines and self._reasons.total() > self._allowed:
             listing = "; ".join(f"{count} × {reason}" for reason, count in self._reasons.most_common(3))

@@ -15,6 +15,8 @@ import sys
 # for, so that the lack of an optional package costs only its own command.
 COMMANDS = {
     "report": "evaluation.report_command",
+    "kfold": "evaluation.kfold.command",
+    "audit": "evaluation.audit.command",
 }
 DEFAULT_COMMAND = "report"
 
@@ -29,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = importlib.import_module(COMMANDS[name])
     parser = argparse.ArgumentParser(prog=f"python -m evaluation {name}", description=command.DESCRIPTION)
     command.add_arguments(parser)
-    options = parser.parse_args(arguments[1:] if is_named else arguments)
+    options = parser.parse_intermixed_args(arguments[1:] if is_named else arguments)
     try:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("the evaluation runs in one process: start it without torchrun")

@@ -86,10 +86,13 @@ def predict(
     resolution: int | None = None,
     batch_size: int | None = None,
     progress: bool = True,
+    held_out: bool = False,
 ) -> Predictions:
     """Logits of all samples of a split, with the training's own preprocessing.
 
     Args:
+        held_out: in place of `split`, what the training itself was validated on: with `data.folds`, its fold
+            of the train split.
         resolution: side in pixels; None: the recipe's validation resolution.
 
     Raises:
@@ -108,7 +111,10 @@ def predict(
     autocast = build_autocast(choose_precision(recipe.precision.mode, trained.device), trained.device)
     config = recipe.validation.model_copy(update={"batch_size": batch_size or recipe.validation.batch_size})
     with distributed() as ranks:
-        plan = LoaderPlan.validation(folder, manifest, config, recipe.data, ranks, split)
+        if held_out:
+            plan = LoaderPlan.held_out(folder, manifest, config, recipe.data, ranks)
+        else:
+            plan = LoaderPlan.validation(folder, manifest, config, recipe.data, ranks, split)
         source = build_loader(loader, plan)
         logits, labels, ids = [], [], []
         side = resolution or recipe.validation_resolution

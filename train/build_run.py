@@ -19,6 +19,7 @@ from train.cost import Budget, find_price
 from train.damage import DamageLog
 from train.data.batch import Normalize, normalization_statistics
 from train.data.device_augment import DeviceAugment
+from train.data.folds import class_counts_of
 from train.data.loaders import Loader, LoaderPlan, build_loader, choose_backend
 from train.data.order import check_batch_size, num_steps_per_epoch
 from train.distributed import Ranks, describe_hardware
@@ -80,7 +81,8 @@ def build_run(
     optimizer = build_optimizer(model, recipe.optimizer, head, peak_lr)
     scaler = build_scaler(precision, device)
     price = find_price(recipe.budget)
-    steps_per_epoch = num_steps_per_epoch(manifest.splits["train"].num_samples, recipe.data.global_batch_size)
+    steps_per_epoch = num_steps_per_epoch(train_loader.num_samples, recipe.data.global_batch_size)
+    class_counts = class_counts_of(manifest, recipe.data)["train"]
     loaders = {"train": train_loader, "val": val_loaders[views[0].crop_ratio]}
     run = Run(
         recipe=recipe,
@@ -94,7 +96,7 @@ def build_run(
         trainable="all",
         normalize=normalize,
         augment=DeviceAugment(recipe.augmentation, manifest.mean),
-        loss=TrainingLoss(recipe.loss, num_classes, manifest.splits["train"].class_counts).to(device),
+        loss=TrainingLoss(recipe.loss, num_classes, class_counts).to(device),
         teacher=teacher,
         optimizer=optimizer,
         scaler=scaler,
@@ -166,7 +168,7 @@ def _build_val_loaders(
     loaders = {}
     for ratio in dict.fromkeys(view.crop_ratio for view in views):
         section = recipe.validation.model_copy(update={"crop_ratio": ratio})
-        plan = LoaderPlan.validation(data, manifest, section, recipe.data, ranks)
+        plan = LoaderPlan.held_out(data, manifest, section, recipe.data, ranks)
         loaders[ratio] = build_loader(recipe.data.loader, plan)
     return loaders
 
@@ -220,7 +222,9 @@ def _checked_manifest(recipe: Recipe, data: Path, ranks: Ranks) -> Manifest:
 def _introduce(run: Run) -> None:
     recipe, manifest, data = run.recipe, run.manifest, run.recipe.data
     backend, reason = choose_backend(data.loader, manifest.format)
-    counts = ", ".join(f"{entry.num_samples:,} {name}" for name, entry in manifest.splits.items())
+    held_out = "val" if data.fold is None else f"val (fold {data.fold} of {data.folds})"
+    val_loader = next(iter(run.val_loaders.values()))
+    counts = f"{run.train_loader.num_samples:,} train, {val_loader.num_samples:,} {held_out}"
     machine = f"{run.ranks.world_size} rank(s) on {describe_hardware(run.ranks)}"
     note = run.progress.weights_note
     micro = data.global_batch_size // (run.ranks.world_size * data.accum_steps)

@@ -17,6 +17,7 @@ from train.checkpoint import CheckpointStore, load_checkpoint, mirror_fault
 from train.config import Recipe
 from train.cost import Budget, find_price
 from train.data.device_augment import DeviceAugment
+from train.data.folds import class_counts_of
 from train.data.loaders import choose_backend
 from train.data.order import check_batch_size
 from train.data.staging import check_staging
@@ -82,20 +83,38 @@ def _data_faults(recipe: Recipe) -> list[str]:
 def split_faults(manifest: Manifest, recipe: Recipe) -> list[str]:
     """Faults of a data set that make a training with this recipe impossible."""
     faults = []
-    counts = {name: entry.num_samples for name, entry in manifest.splits.items()}
+    class_counts = class_counts_of(manifest, recipe.data)
+    counts = {split: sum(of_classes) for split, of_classes in class_counts.items()}
+    folds = "" if recipe.data.folds is None else f" without fold {recipe.data.fold}"
     if manifest.num_classes < 2:
         faults.append(f"{recipe.data.path} has {manifest.num_classes} class: a classifier needs two")
-    if not counts.get("val"):
+    if not counts["val"] and recipe.data.folds is None:
         faults.append(
             f"{recipe.data.path} has no validation images: prepare it again with more images a class, or a "
             "larger --val-fraction"
         )
-    if counts.get("train", 0) < recipe.data.global_batch_size:
+    if "train" in manifest.splits:
+        faults += _fold_faults(manifest, recipe)
+    if counts["train"] < recipe.data.global_batch_size:
         faults.append(
-            f"{recipe.data.path} has {counts.get('train', 0)} training images, fewer than one step of "
+            f"{recipe.data.path} has {counts['train']} training images{folds}, fewer than one step of "
             f"data.global_batch_size {recipe.data.global_batch_size}: choose a smaller one"
         )
     return faults
+
+
+def _fold_faults(manifest: Manifest, recipe: Recipe) -> list[str]:
+    num_folds, counts = recipe.data.folds, manifest.splits["train"].class_counts
+    if num_folds is None:
+        return []
+    single = [name for name, count in zip(manifest.class_names, counts, strict=True) if count == 1]
+    if single:
+        # Held out with its fold, the class would have nothing to be learned from.
+        more = f" (and {len(single) - 1} more)" if len(single) > 1 else ""
+        return [f"data.folds: class {single[0]!r}{more} has one training image: each class needs two or more"]
+    if sum(counts) < num_folds:
+        return [f"data.folds is {num_folds}, but there are {sum(counts)} training images: choose fewer folds"]
+    return []
 
 
 def _model_faults(recipe: Recipe) -> list[str]:
@@ -143,7 +162,7 @@ def _loss_faults(recipe: Recipe) -> list[str]:
     except (ValueError, OSError):
         return []  # said already
     if "train" in manifest.splits:
-        class_weights(recipe.loss, manifest.num_classes, manifest.splits["train"].class_counts)
+        class_weights(recipe.loss, manifest.num_classes, class_counts_of(manifest, recipe.data)["train"])
     if recipe.loss.distillation is not None:
         Teacher(recipe.loss.distillation.teacher, manifest.class_names, torch.device("cpu"))
     return []

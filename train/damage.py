@@ -71,8 +71,10 @@ class DamageLog:
         known = {(row.get("split"), row.get("sample_id")) for row in rows}
         for split, found in self._found.items():
             for sample_id, reason in sorted(found.items()):
-                if (split, sample_id) not in known:
-                    row = {"split": split, "sample_id": sample_id, "reason": reason}
+                # A fold that validates is a part of the train split.
+                stored = self._loaders[split].plan.split
+                if (stored, sample_id) not in known:
+                    row = {"split": stored, "sample_id": sample_id, "reason": reason}
                     rows.append(row | self._loaders[split].place(sample_id))
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
         write_atomically(self._path, "".join(f"{line}\n" for line in lines).encode())

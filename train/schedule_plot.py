@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from data_prep.manifest import load_manifest
 from data_prep.storage import is_s3, write_atomically
 from train.config import PlateauPhase, Recipe, RecipeError, load_recipe
+from train.data.folds import class_counts_of
 from train.data.order import num_steps_per_epoch
 from train.optim import scaled_peak_lr
 from train.schedule import Schedule
@@ -199,7 +200,8 @@ def _num_samples(recipe: Recipe, given: int | None) -> tuple[int, str]:
         return given, "as given"
     if not is_s3(str(recipe.data.path)):
         try:
-            return load_manifest(Path(recipe.data.path)).splits["train"].num_samples, f"of {recipe.data.path}"
+            counts = class_counts_of(load_manifest(Path(recipe.data.path)), recipe.data)
+            return sum(counts["train"]), f"of {recipe.data.path}"
         except (ValueError, OSError, KeyError):
             pass
     return IMAGENET_SAMPLES, f"as in ImageNet, since {recipe.data.path} is not on this disk"

@@ -88,6 +88,10 @@ class DataSection(Section):
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)  # width : height
     horizontal_flip: bool = True
     normalization: Literal["dataset", "imagenet", "unit"] = "dataset"
+    # cross-validation: train on the train split without fold `fold`, and validate on that fold
+    folds: int | None = Field(default=None, ge=2, le=1000)  # null: validate on the val split
+    fold: int | None = Field(default=None, ge=0)  # 0 … folds - 1
+    fold_seed: int = Field(default=0, ge=0, lt=2**32)  # of the assignment, equal for all folds
 
     @property
     def accum_steps(self) -> int:
@@ -115,6 +119,17 @@ class DataSection(Section):
             raise ValueError("crop_scale must be two fractions, 0 < low <= high <= 1")
         if not 0 < self.crop_aspect[0] <= self.crop_aspect[1]:
             raise ValueError("crop_aspect must be two positive numbers, low <= high")
+        return self
+
+    @model_validator(mode="after")
+    def _one_fold(self) -> DataSection:
+        if self.folds is None and self.fold is not None:
+            raise ValueError("fold needs data.folds, the number of folds, e.g. data.folds=5")
+        if self.folds is not None and (self.fold is None or self.fold >= self.folds):
+            raise ValueError(
+                f"fold must be one of 0 … {self.folds - 1}, the fold that is held out "
+                "(python -m evaluation kfold trains all of them)"
+            )
         return self
 
 

@@ -56,7 +56,9 @@ class Augmentation:
         return boxes, random_flips(self.seed, epoch, sample_ids) if self.horizontal_flip else still
 
     def replacements(self, epoch: int, sample_id: int, num_samples: int) -> np.ndarray:
-        """Ids to try, one after the other, in place of a damaged sample: int64, REPLACEMENT_ATTEMPTS of them.
+        """Samples to try, one after another, in place of a damaged one: int64, REPLACEMENT_ATTEMPTS of them.
+
+        They are ordinals among the `num_samples` that may take its place: ids, where all may.
 
         Drawn at random rather than taken from beside it: damage comes in stretches.
         """

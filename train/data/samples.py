@@ -162,11 +162,16 @@ def _state(status: os.stat_result) -> tuple[int, ...]:
 
 
 class SampleFetcher:
-    """Turns requests into bytes that are surely those that were prepared."""
+    """Turns requests into bytes that are surely those that were prepared.
 
-    def __init__(self, reader: SampleReader, augmentation: Augmentation) -> None:
+    Args:
+        sample_ids: what may take a damaged sample's place, int64, shape (n,).
+    """
+
+    def __init__(self, reader: SampleReader, augmentation: Augmentation, sample_ids: np.ndarray) -> None:
         self.reader = reader
         self._augmentation = augmentation
+        self._sample_ids = sample_ids
 
     def fetch(self, request: Request) -> Fetched:
         """Read a request's samples; damaged ones are replaced (training) or left out (validation).
@@ -226,7 +231,8 @@ class SampleFetcher:
 
     def _replacement(self, request: Request, position: int, fault: str) -> tuple[int, bytes]:
         reader, damaged_id = self.reader, int(request.sample_ids[position])
-        candidates = self._augmentation.replacements(request.epoch, damaged_id, reader.num_samples)
+        places = self._augmentation.replacements(request.epoch, damaged_id, len(self._sample_ids))
+        candidates = self._sample_ids[places]
         for candidate in candidates.tolist():
             content = self._read(candidate)
             if candidate != damaged_id and reader.fault(candidate, content, check=True) is None:

@@ -1,4 +1,7 @@
-"""The sweep in MLflow: a run of its own, under which its trials appear. Without MLflow, nothing is missed."""
+"""The sweep in MLflow: a run of its own, under which its trials appear. Without MLflow, nothing is missed.
+
+A cross-validation (`evaluation.kfold`) is another parent, of its folds.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +48,10 @@ class ParentRun:
         if self._run is not None:
             self._run.log_parameters(parameters)
             self._run.set_tags({"kind": "sweep", **tags})
+
+    def log_metrics(self, figures: dict[str, float], step: int) -> None:
+        if self._run is not None:
+            self._run.log_metrics(figures, step)
 
     def trial_ended(self, name: str, state: str, best: dict[str, float], number: int) -> None:
         """Mark a trial's own run, and note the best so far."""

@@ -16,19 +16,17 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from data_prep.storage import FolderInUse, exclusive_lock
 from train.config import Recipe, RecipeError, load_recipe
 from train.run_folder import RECIPE_NAME
 from train.sweep.page import PAGE_NAME, TABLE_NAME, trial_name, value_figure, write_page
 from train.sweep.parent import ParentRun
 from train.sweep.space import overrides_of
 from train.sweep.study import Definition, best_trial, ended_trials, next_trial, report
-from train.sweep.trial import Outcome, StopRequest, TrialStart, run_trial
+from train.sweep.trial import Outcome, StopRequest, TrialStart, run_trial, wait_for_orphan
 from train.tracking.console import duration
 
 MAX_FAILURES = 3  # in a row; then something is wrong with more than the values
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
-LOCK_SECONDS = 2.0
 
 
 @dataclass
@@ -84,29 +82,13 @@ def train_trial(sweep: Sweep, trial: optuna.Trial) -> Outcome:
         num_epochs = load_recipe(start.recipe, overrides).num_epochs
     except RecipeError as error:  # each end is possible, but not these together
         return Outcome("failed", None, "; ".join(error.faults))
-    wait_for_orphan(sweep, start.folder)
+    wait_for_orphan(start.folder, sweep.stop, sweep.say)
 
     def should_prune(epoch: int, value: float) -> bool:
         # After the last epoch there is nothing left to spare.
         return report(sweep.study, trial, epoch, value) and epoch < num_epochs
 
     return run_trial(start, sweep.definition.metric, should_prune, sweep.stop)
-
-
-def wait_for_orphan(sweep: Sweep, folder: Path) -> None:
-    """Where an earlier sweep was killed, its training may still be at work in `folder`."""
-    said = False
-    while folder.is_dir() and sweep.stop.signal is None:
-        try:
-            with exclusive_lock(folder):
-                return
-        except FolderInUse:
-            if not said:
-                sweep.say(
-                    f"{folder.name} is still in training, left over from a killed sweep: waiting for it"
-                )
-                said = True
-            time.sleep(LOCK_SECONDS)
 
 
 def end_trial(sweep: Sweep, trial: optuna.Trial, outcome: Outcome, seconds: float) -> None:

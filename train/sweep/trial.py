@@ -24,18 +24,20 @@ from types import FrameType
 from typing import Any, Literal
 
 from data_prep.plain_json import parse_json, read_json
+from data_prep.storage import FolderInUse, exclusive_lock
 from train.run_folder import METRICS_NAME, STATUS_NAME, SUMMARY_NAME, read_status
 
 POLL_SECONDS = 0.2
 # torchrun itself kills its ranks 30 s after a SIGTERM; a single process may take longer to save.
 STOP_SECONDS = 120.0
+LOCK_SECONDS = 2.0
 
 State = Literal["complete", "pruned", "failed", "stopped"]
 
 
 @dataclass(frozen=True)
 class TrialStart:
-    """What to start: a trial of a sweep.
+    """What to start: a trial of a sweep, or a fold of a cross-validation.
 
     Attributes:
         folder: the training's run folder. log: takes the output of the process.
@@ -152,6 +154,20 @@ def run_trial(
     finally:
         _kill(process)
     return _outcome(start, metric, asked, process.returncode)
+
+
+def wait_for_orphan(folder: Path, stop: StopRequest, say: Callable[[str], None]) -> None:
+    """Where an earlier start was killed, its training may still be at work in `folder`."""
+    said = False
+    while folder.is_dir() and stop.signal is None:
+        try:
+            with exclusive_lock(folder):
+                return
+        except FolderInUse:
+            if not said:
+                say(f"{folder.name} is still in training, left over from a killed start: waiting for it")
+                said = True
+            time.sleep(LOCK_SECONDS)
 
 
 def _watch(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ from data_prep.manifest import Manifest, check_size, load_index, load_keys
 from train.config import DataSection, ValidationSection
 from train.data.augment import Augmentation
 from train.data.batch import Batch
+from train.data.folds import FoldPart, fold_part
 from train.data.order import epoch_order, rank_micro_batches, rank_validation_batches
 from train.data.samples import Damage, Request, SampleFetcher, SampleReader
 from train.distributed import Ranks
@@ -60,6 +61,7 @@ class LoaderPlan:
     check_bytes: Literal["first_epoch", "every_epoch", "never"] = "first_epoch"
     max_damaged_fraction: float = 0.001
     timeout_seconds: float = 300.0
+    fold: FoldPart | None = None  # the part of the split that is walked through; None: all of it
 
     @classmethod
     def training(
@@ -83,7 +85,17 @@ class LoaderPlan:
             check_bytes=data.check_bytes,
             max_damaged_fraction=data.max_damaged_fraction,
             timeout_seconds=data.timeout_seconds,
+            fold=fold_part(data, is_held_out=False),
         )
+
+    @classmethod
+    def held_out(
+        cls, folder: Path, manifest: Manifest, validation: ValidationSection, data: DataSection, ranks: Ranks
+    ) -> LoaderPlan:
+        """What a training with this `data` section is validated on: the val split, or its fold."""
+        fold = fold_part(data, is_held_out=True)
+        split: Literal["train", "val"] = "val" if fold is None else "train"
+        return replace(cls.validation(folder, manifest, validation, data, ranks, split), fold=fold)
 
     @classmethod
     def validation(
@@ -115,9 +127,10 @@ class LoaderPlan:
 
 
 class Loader(ABC):
-    """Batches of one split for one rank.
+    """Batches of one split, or of a part of it, for one rank.
 
     Attributes:
+        sample_ids: what it walks through, int64, ascending: all ids of the split, or those of its fold.
         damaged: the samples that this rank could not use so far, each with the reason. In training they were
             replaced, in validation left out.
         num_left_out: how many samples the last validation epoch left out on this rank.
@@ -135,8 +148,12 @@ class Loader(ABC):
             check_size(path, entry)
         self.damaged: dict[int, str] = {}
         self.num_left_out = 0
+        fold = plan.fold
+        labels = self.index["label"]
+        self.sample_ids = np.arange(len(labels)) if fold is None else fold.sample_ids(labels)
         self.reader = SampleReader(self.shards, self.index)
-        self.fetcher = SampleFetcher(self.reader, plan.augmentation)
+        # Of the same part: what stands in for a damaged sample must not come out of the fold held out.
+        self.fetcher = SampleFetcher(self.reader, plan.augmentation, self.sample_ids)
         self._checked = np.zeros(len(self.index), bool)  # whose bytes were compared with the index
         self._changed_shards: set[int] = set()
         self._keys: list[str] | None = None
@@ -144,8 +161,8 @@ class Loader(ABC):
 
     @property
     def num_samples(self) -> int:
-        """Samples of the split, over all ranks."""
-        return len(self.index)
+        """Samples of the split, or of its part, over all ranks."""
+        return len(self.sample_ids)
 
     def epoch(self, epoch: int, start_sample: int = 0, *, resolution: int) -> Iterator[Batch]:
         """Yield this rank's batches of an epoch.
@@ -192,9 +209,10 @@ class Loader(ABC):
         """Sample ids of this rank's batches."""
         plan = self.plan
         if not plan.is_training:
-            return rank_validation_batches(self.num_samples, plan.batch_size, plan.rank, plan.world_size)
+            batches = rank_validation_batches(self.num_samples, plan.batch_size, plan.rank, plan.world_size)
+            return [self.sample_ids[places] for places in batches]
         return rank_micro_batches(
-            epoch_order(plan.seed, epoch, self.num_samples),
+            self.sample_ids[epoch_order(plan.seed, epoch, self.num_samples)],
             start_sample,
             plan.global_batch_size,
             plan.grad_accum_steps,

@@ -21,6 +21,7 @@ from train.check import split_faults
 from train.config import Recipe
 from train.cost import find_price
 from train.data.batch import Normalize, normalization_statistics
+from train.data.folds import class_counts_of
 from train.data.loaders import LoaderPlan, build_loader, choose_backend
 from train.data.order import check_batch_size
 from train.data.preflight.figures import CACHE_SHARE, Figures, Rates, epochs_by_resolution
@@ -78,13 +79,14 @@ def preflight(recipe: Recipe, num_ranks: int | None, seconds: float, json_path: 
         validation = Rates(val_resolution, 1.0, loader_rate(loader, val_resolution, seconds), None)
         _say_loader(parts, f"{val_resolution} px, validation", validation.loader)
     rates, validation, fault = _measure_models(parts, rates, validation)
+    counts = class_counts_of(parts.manifest, recipe.data)
     figures = Figures(
         num_ranks=parts.ranks.world_size,
         num_cores=parts.ranks.num_cores,
         num_workers=parts.training.num_workers,
         shares_cores=parts.ranks.device.type == "cpu",
-        num_train=parts.manifest.splits["train"].num_samples,
-        num_val=parts.manifest.splits["val"].num_samples,
+        num_train=sum(counts["train"]),
+        num_val=sum(counts["val"]),
         validate_every_epochs=recipe.validation.every_epochs,
         data_bytes=parts.manifest.num_bytes,
         training=tuple(rates),
@@ -131,7 +133,8 @@ def _prepare(recipe: Recipe, num_ranks: int | None, seconds: float) -> Preflight
     device = torch.device("cuda", 0) if use_cuda else torch.device("cpu")
     cores = sorted(os.sched_getaffinity(0))
     ranks = Ranks(0, num_ranks, 0, num_ranks, device, rank_cores(len(cores), quota_in_cores(), num_ranks))
-    counts = " and ".join(f"{split.num_samples:,} {name}" for name, split in manifest.splits.items())
+    class_counts = class_counts_of(manifest, recipe.data)
+    counts = " and ".join(f"{sum(counts):,} {split}" for split, counts in class_counts.items())
     print(
         f"{recipe.data.path}: {counts} images; loader {backend} ({reason})\n"
         f"one of {num_ranks} rank(s), with {ranks.num_cores} of {len(cores)} core(s), on {_hardware(ranks)}",
@@ -144,7 +147,7 @@ def _prepare(recipe: Recipe, num_ranks: int | None, seconds: float) -> Preflight
     if not use_cuda:
         torch.set_num_threads(ranks.num_cores)
     training = LoaderPlan.training(folder, manifest, recipe.data, recipe.run.seed, ranks)
-    validation = LoaderPlan.validation(folder, manifest, recipe.validation, recipe.data, ranks)
+    validation = LoaderPlan.held_out(folder, manifest, recipe.validation, recipe.data, ranks)
     return Preflight(
         recipe, folder, manifest, ranks, seconds, backend, shortened(training), shortened(validation)
     )

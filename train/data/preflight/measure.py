@@ -41,7 +41,8 @@ def shortened(plan: LoaderPlan) -> LoaderPlan:
 
     Decoding costs the same an image; but a worker process makes a whole batch at a time.
     """
-    num_samples = plan.manifest.splits[plan.split].num_samples
+    counts = plan.manifest.splits[plan.split].class_counts
+    num_samples = sum(counts if plan.fold is None else plan.fold.class_counts(counts))
     # Of a small split, too, every worker gets a few.
     few = num_samples // (plan.world_size * plan.grad_accum_steps * 4 * max(1, plan.num_workers))
     size = max(SHORTEST_BATCH, min(few, max(SHORT_BATCH, 8 * plan.num_workers)))

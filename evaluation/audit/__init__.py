@@ -1,0 +1,1 @@
+"""Label audit: which labels of a split are probably wrong, by confident learning."""
