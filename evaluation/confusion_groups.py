@@ -14,6 +14,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 MAX_GROUP_CLASSES = 8  # names that fit in a line or two
+MAX_CLUSTERED_CLASSES = 5000  # the distances of 5,000 classes are 100 MB
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,10 @@ def cluster_order(matrix: NDArray[np.int64]) -> NDArray[np.int64]:
     """Labels in an order in which classes that are taken for each other are neighbours, int64 (classes,).
 
     matrix: counts, int64 (classes, classes). Average linkage on 1 − the mean of both directions' shares;
-    classes without any confusion come as the tree leaves them. Fewer than three classes keep their order.
+    classes without any confusion come as the tree leaves them. Fewer than three classes and more than 5,000
+    keep their order.
     """
-    if len(matrix) < 3 or not _similarity(matrix).any():
+    if not _can_cluster(matrix):
         return np.arange(len(matrix))
     return leaves_list(_tree(matrix)).astype(np.int64)
 
@@ -55,10 +57,10 @@ def confused_groups(
     """The `limit` groups of at least three classes with the most confusions inside, most first.
 
     A group is a branch of the tree of `cluster_order` with at most max_classes classes, as large as they
-    come, so that no class is in two groups.
+    come, so that no class is in two groups. None of fewer than three classes or more than 5,000.
     """
     num_classes = len(matrix)
-    if num_classes < 3 or not _similarity(matrix).any():
+    if not _can_cluster(matrix):
         return []
     members: list[tuple[int, ...]] = [(label,) for label in range(num_classes)]
     is_whole = [True] * num_classes  # no larger branch takes it in
@@ -93,6 +95,11 @@ def confused_both_ways(matrix: NDArray[np.int64], limit: int) -> list[BothWays]:
         first, second = (a, b) if matrix[a, b] >= matrix[b, a] else (b, a)
         pairs.append(BothWays(first, second, int(matrix[first, second]), int(matrix[second, first])))
     return pairs
+
+
+def _can_cluster(matrix: NDArray[np.int64]) -> bool:
+    has_errors = int(matrix.sum()) > int(np.trace(matrix))
+    return 3 <= len(matrix) <= MAX_CLUSTERED_CLASSES and has_errors
 
 
 def _similarity(matrix: NDArray[np.int64]) -> NDArray[np.float64]:
