@@ -7,22 +7,21 @@ python -m evaluation report runs/demo/checkpoints/best.pt --data data/intel --ou
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
-from data_prep.manifest import load_index, load_manifest
 from data_prep.plain_json import read_json
-from data_prep.storage import is_s3
-from evaluation.metrics import topk_accuracy
+from data_prep.storage import is_s3, sha256_file
+from evaluation.image_properties import measure_properties
 from evaluation.predict import TrainedModel, load_trained, predict
-from evaluation.report import ReportFiles, write_report
+from evaluation.predictions_file import SavedPredictions
+from evaluation.report.write import ReportFiles, write_report
+from evaluation.stored_images import StoredImages
+from train.checkpoint import BEST_NAME
 from train.config import RecipeError, load_recipe
 from train.config.credentials import without_credentials
 from train.cost import find_price
@@ -31,7 +30,7 @@ from train.data.staging import stage
 from train.run_folder import METRICS_NAME, RECIPE_NAME, SUMMARY_NAME
 from train.tracking.metrics_file import read_metrics
 from train.tracking.mlflow_client import add_to_run, tracking_uri
-from train.validation import views_of
+from train.validation import View, views_of
 
 DESCRIPTION = "checkpoint + shards → report"
 
@@ -57,38 +56,50 @@ def run(options: argparse.Namespace) -> int:
     options.data = (
         stage(options.data, trained.recipe.data.stage_folder).folder if is_remote else Path(options.data)
     )
-    predictions = predict(trained, options.data, options.split, options.loader, options.resolution)
+    stored = StoredImages(options.data, options.split)
+    raw = predict(trained, options.data, options.split, options.loader, options.resolution)
+    predictions = SavedPredictions(
+        raw.logits,
+        raw.labels,
+        raw.sample_ids,
+        raw.class_names,
+        data_index_sha256=stored.index_sha256,
+        checkpoint_sha256=sha256_file(_checkpoint_file(options.checkpoint)),
+        split=options.split,
+        view=_view(trained, options).words,
+    )
     run_folder = _run_folder(options.checkpoint)
     out = options.out or ((run_folder or Path()) / "report")
     summary = _read_summary(run_folder)
     files = write_report(
         out,
         predictions,
-        _image_reader(options.data, options.split),
+        stored.read,
         title=f"{trained.recipe.model.name} on {options.data.name}",
         metrics_rows=_read_rows(run_folder),
         summary=summary,
         details=_details(trained, options),
+        sample_key=stored.key,
+        properties=measure_properties(stored, predictions.sample_ids),
     )
-    figures = {f"report_top{k}": topk_accuracy(predictions, k) for k in (1, 5)}
     print(
-        f"top-1 {figures['report_top1']:.2%}, top-5 {figures['report_top5']:.2%} on "
+        f"top-1 {files.metrics['report_top1']:.2%}, top-5 {files.metrics['report_top5']:.2%} on "
         f"{predictions.num_samples:,} {options.split} images; report: {files.html}"
     )
     if not options.no_mlflow:
-        _log_to_mlflow(run_folder, options.tracking_uri, summary, files, figures)
+        _log_to_mlflow(run_folder, options.tracking_uri, summary, files)
     return 0
 
 
 def _details(trained: TrainedModel, options: argparse.Namespace) -> dict[str, str]:
-    headline = views_of(trained.recipe)[0]
-    view = replace(headline, resolution=options.resolution or headline.resolution)
+    view = _view(trained, options)
     price = find_price(trained.recipe.budget)
     return {
         "checkpoint": str(options.checkpoint),
         "epoch": str(trained.progress["epoch"]),
         "data set": f"{options.data} ({options.split})",
         "model": f"{trained.recipe.model.library} {trained.recipe.model.name}",
+        "resolution": str(view.resolution),
         "validated at": view.words,
         "weights": "the run's average (EMA)" if view.weights == "ema" else "of the last step",
         "weights at the start": str(
@@ -97,6 +108,18 @@ def _details(trained: TrainedModel, options: argparse.Namespace) -> dict[str, st
         "cost is counted at": f"${price.usd_per_hour:.2f} an hour ({price.source})" if price else "no price",
         "command": f"python -m evaluation {options.checkpoint} --data {options.data}",
     }
+
+
+def _view(trained: TrainedModel, options: argparse.Namespace) -> View:
+    headline = views_of(trained.recipe)[0]
+    return replace(headline, resolution=options.resolution or headline.resolution)
+
+
+def _checkpoint_file(path: Path) -> Path:
+    """The file that `load_trained` reads of a run folder."""
+    if not path.is_dir():
+        return path
+    return (path if path.name == "checkpoints" else path / "checkpoints") / BEST_NAME
 
 
 def _run_folder(checkpoint: Path) -> Path | None:
@@ -122,27 +145,11 @@ def _read_rows(run_folder: Path | None) -> list[dict[str, Any]] | None:
     return read_metrics(run_folder / METRICS_NAME)
 
 
-def _image_reader(folder: Path, split: Any) -> Any:
-    """Sample id → the stored image, uint8 (height, width, 3)."""
-    manifest = load_manifest(folder)
-    index = load_index(folder, manifest, split)
-    shards = [np.memmap(folder / shard.name, np.uint8, "r") for shard in manifest.splits[split].shards]
-
-    def read(sample_id: int) -> np.ndarray:
-        row = index[sample_id]
-        offset = int(row["offset"])
-        jpeg = shards[row["shard"]][offset : offset + int(row["length"])].tobytes()
-        return np.asarray(Image.open(io.BytesIO(jpeg), formats=["JPEG"]).convert("RGB"))
-
-    return read
-
-
 def _log_to_mlflow(
     run_folder: Path | None,
     named_uri: str | None,
     summary: dict[str, Any] | None,
     files: ReportFiles,
-    figures: dict[str, float],
 ) -> None:
     run_id = (summary or {}).get("mlflow_run_id")
     if run_folder is None or run_id is None:
@@ -153,6 +160,6 @@ def _log_to_mlflow(
     except RecipeError:
         return
     uri = named_uri or tracking_uri(tracking, run_folder.parent)
-    fault = add_to_run(uri, run_id, files.html.parent, "report", figures)
+    fault = add_to_run(uri, run_id, files.html.parent, "report", dict(files.metrics))
     shown = without_credentials(uri)
     print(f"warning: {fault}" if fault else f"added to MLflow run {run_id} ({shown})", file=sys.stderr)
