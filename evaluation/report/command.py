@@ -20,9 +20,8 @@ from PIL import Image
 from data_prep.manifest import load_index, load_manifest
 from data_prep.plain_json import read_json
 from data_prep.storage import is_s3
-from evaluation.metrics import topk_accuracy
 from evaluation.predict import TrainedModel, load_trained, predict
-from evaluation.report import ReportFiles, write_report
+from evaluation.report.write import ReportFiles, write_report
 from train.config import RecipeError, load_recipe
 from train.config.credentials import without_credentials
 from train.cost import find_price
@@ -70,13 +69,12 @@ def run(options: argparse.Namespace) -> int:
         summary=summary,
         details=_details(trained, options),
     )
-    figures = {f"report_top{k}": topk_accuracy(predictions, k) for k in (1, 5)}
     print(
-        f"top-1 {figures['report_top1']:.2%}, top-5 {figures['report_top5']:.2%} on "
+        f"top-1 {files.metrics['report_top1']:.2%}, top-5 {files.metrics['report_top5']:.2%} on "
         f"{predictions.num_samples:,} {options.split} images; report: {files.html}"
     )
     if not options.no_mlflow:
-        _log_to_mlflow(run_folder, options.tracking_uri, summary, files, figures)
+        _log_to_mlflow(run_folder, options.tracking_uri, summary, files)
     return 0
 
 
@@ -140,7 +138,6 @@ def _log_to_mlflow(
     named_uri: str | None,
     summary: dict[str, Any] | None,
     files: ReportFiles,
-    figures: dict[str, float],
 ) -> None:
     run_id = (summary or {}).get("mlflow_run_id")
     if run_folder is None or run_id is None:
@@ -151,6 +148,6 @@ def _log_to_mlflow(
     except RecipeError:
         return
     uri = named_uri or tracking_uri(tracking, run_folder.parent)
-    fault = add_to_run(uri, run_id, files.html.parent, "report", figures)
+    fault = add_to_run(uri, run_id, files.html.parent, "report", dict(files.metrics))
     shown = without_credentials(uri)
     print(f"warning: {fault}" if fault else f"added to MLflow run {run_id} ({shown})", file=sys.stderr)
