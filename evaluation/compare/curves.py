@@ -1,8 +1,8 @@
 """A run's figures over its epochs, from the rows of its metrics.jsonl.
 
 Example:
-    >>> curve([{"split": "val", "epoch": 1, "top1": 0.5}, {"split": "val", "epoch": 2, "top1": 0.6}], "val", "top1")
-    Curve(epochs=array([1., 2.]), values=array([0.5, 0.6]))
+    >>> curve([{"split": "val", "epoch": 1, "top1": 0.5}], "val", "top1")
+    Curve(epochs=array([1.]), values=array([0.5]))
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The figures of a run, one dictionary a run, of which the table, the page and the files are made.
 
-Keys are those of `table.COLUMNS`; a figure that is not known is not there.
+Keys are those of `columns.COLUMNS`; a figure that is not known is not there.
 """
 
 from __future__ import annotations
@@ -113,9 +113,14 @@ def _own_accuracy(run: ComparedRun) -> Figures:
         at = int(top1.values.argmax())
         figures |= {"best_top1": float(top1.values[at]), "final_top1": float(top1.values[-1])}
         figures |= {"best_epoch": float(top1.epochs[at]), "epochs": float(top1.epochs[-1])}
-        figures |= {"best_top5": _value_at(top5, top1.epochs[at]), "final_top5": _value_at(top5, top1.epochs[-1])}
+        figures |= {
+            "best_top5": _value_at(top5, top1.epochs[at]),
+            "final_top5": _value_at(top5, top1.epochs[-1]),
+        }
     for name in ("best_top1", "best_top5", "final_top1", "final_top5", "best_epoch", "epochs"):
-        if (value := record.number(name)) is not None and not (name.endswith(("1", "5")) and not 0 <= value <= 1):
+        if (value := record.number(name)) is not None and not (
+            name.endswith(("1", "5")) and not 0 <= value <= 1
+        ):
             figures[name] = value
     if len(top1) and (best := figures.get("best_top1")) is not None:
         near = top1.epochs[top1.values >= best - NEAR_BEST]

@@ -70,13 +70,19 @@ def read_mlflow_runs(reference: str, uri: str, scratch: Path) -> tuple[list[RunR
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
                 raise ValueError(f"{shown} has no experiment {name!r}: look for it with make ui")
-            found = [run for run in all_runs(client, experiment.experiment_id, "") if "val_top1" in run.data.metrics]
+            found = [
+                run
+                for run in all_runs(client, experiment.experiment_id, "")
+                if "val_top1" in run.data.metrics
+            ]
             found.sort(key=_best_top1, reverse=True)
             runs = found[:MAX_RUNS]
             if not runs:
                 raise ValueError(f"experiment {name!r} of {shown} has no run that was validated")
             if len(found) > len(runs):
-                left_out = f"Of the {len(found)} runs of {name} these are the {len(runs)} with the best top-1."
+                left_out = (
+                    f"Of the {len(found)} runs of {name} these are the {len(runs)} with the best top-1."
+                )
         records = [_read_run(client, run, scratch / run.info.run_id) for run in runs]
     except (ValueError, MlflowMissing):
         raise
@@ -115,7 +121,11 @@ def _read_run(client: MlflowClient, run: Run, scratch: Path) -> RunRecord:
     checkpoint = folder
     if folder is None:
         best = f"checkpoints/{BEST_NAME}"
-        if best in sizes and sizes[best] <= MAX_CHECKPOINT_BYTES and _fetch(client, run_id, best, scratch, notes):
+        if (
+            best in sizes
+            and sizes[best] <= MAX_CHECKPOINT_BYTES
+            and _fetch(client, run_id, best, scratch, notes)
+        ):
             checkpoint = scratch / best
         else:
             notes.append("Neither MLflow nor this machine has its best.pt: nothing is predicted with it.")

@@ -51,7 +51,8 @@ class PairedResult:
 
 
 def compare_pair(model: Predictions, baseline: Predictions, seed: int = 0) -> PairedResult:
-    """Both must be of the same images, see `same_images`. adjusted_p is p_value until `compare_all` sets it."""
+    """Both must be of the same images, see `same_images`. adjusted_p is p_value until `compare_all` sets "
+    "it."""
     model, baseline = in_order(model), in_order(baseline)
     if not same_images(model, baseline):
         raise ValueError("A paired test needs predictions of the same images with the same labels.")
@@ -78,8 +79,10 @@ def compare_all(models: Sequence[Predictions], baseline: Predictions, seed: int 
 
 
 def mcnemar_p(num_only_first: int, num_only_second: int) -> float:
-    """The exact two-sided p value of McNemar's test: that as unequal a split of the images on which two models
-    differ comes by chance, each being as likely to be the right one. 1.0 where they never differ.
+    """The exact two-sided p value of McNemar's test; 1.0 where two models never differ.
+
+    That is how often as unequal a split of the images on which they differ comes by chance, if each of them
+    is as likely to be the right one.
 
     Q. McNemar, Psychometrika 12 (1947); exact, by the binomial distribution.
     """
@@ -90,12 +93,16 @@ def mcnemar_p(num_only_first: int, num_only_second: int) -> float:
 
 
 def bootstrap_interval(
-    num_only_model: int, num_only_baseline: int, num_images: int, seed: int = 0, num_resamples: int = NUM_RESAMPLES
+    num_only_model: int,
+    num_only_baseline: int,
+    num_images: int,
+    seed: int = 0,
+    num_resamples: int = NUM_RESAMPLES,
 ) -> tuple[float, float]:
     """95% percentile interval of the difference of top-1, by resampling images with replacement.
 
-    Of an image only its difference counts (+1, 0 or −1), and how many of each a resample holds is multinomial:
-    drawing these counts is drawing the images. B. Efron, Annals of Statistics 7 (1979).
+    Of an image only its difference counts (+1, 0 or −1), and how many of each a resample holds is
+    multinomial: drawing these counts is drawing the images. B. Efron, Annals of Statistics 7 (1979).
     """
     shares = np.array([num_only_model, num_only_baseline, 0]) / num_images
     shares[2] = max(0.0, 1 - shares[0] - shares[1])
@@ -152,7 +159,8 @@ def in_words(name: str, baseline: str, result: PairedResult) -> str:
     p_text = f"McNemar {p_value_text(result.adjusted_p)}"
     if not result.is_told_apart:
         return (
-            f"No difference between {name} and {baseline} can be told on {count_text(result.num_images, 'image')} "
+            f"No difference between {name} and {baseline} can be told on "
+            f"{count_text(result.num_images, 'image')} "
             f"({signed(points)} points, 95% {signed(low)} to {signed(high)}, {p_text})"
         )
     if points < 0:
@@ -164,8 +172,13 @@ def in_words(name: str, baseline: str, result: PairedResult) -> str:
 
 
 def p_value_text(p_value: float) -> str:
-    """`p = 0.003`, `p < 0.001`."""
-    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}" if p_value < 0.1 else f"p = {p_value:.2f}"
+    """`p = 0.003`, `p < 0.001`; what is below 0.05 is not rounded up to it."""
+    if p_value < 0.001:
+        return "p < 0.001"
+    if p_value >= 0.1:
+        return f"p = {p_value:.2f}"
+    text = f"{p_value:.3f}"
+    return "p < 0.05" if text == "0.050" and p_value < SIGNIFICANT else f"p = {text}"
 
 
 def signed(points: float) -> str:

@@ -17,9 +17,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from evaluation.compare.columns import rate_text
 from evaluation.compare.curves import Curve, curve, smoothed
 from evaluation.compare.figures import ComparedRun
-from evaluation.compare.table import rate_text
 from evaluation.metrics import Predictions
 from evaluation.plot_style import (
     BLUE,
@@ -100,7 +100,12 @@ def _draw_panel(axes: Axes, title: str, curves: Sequence[tuple[ComparedRun, Curv
             axes.plot(drawn.epochs, values, color=colour, alpha=0.2, linewidth=0.7)
             values = smoothed(values, max(3, len(values) // 40))
         marker = "o" if len(drawn) == 1 or (title.startswith("Validation") and len(drawn) <= 20) else ""
-        style: dict[str, Any] = {"color": colour, "linestyle": _dashes(run), "linewidth": 1.7, "marker": marker}
+        style: dict[str, Any] = {
+            "color": colour,
+            "linestyle": _dashes(run),
+            "linewidth": 1.7,
+            "marker": marker,
+        }
         axes.plot(drawn.epochs, values, markersize=3, **style)
         ends.append((run, float(drawn.epochs[-1]), float(values[-1])))
     if title == "Validation top-1":
@@ -196,7 +201,9 @@ def _draw_trade_off(
     axes.plot(costs[order], top1[order], color=MUTED, linewidth=1.1, linestyle=(0, (3, 2)), zorder=1)
     for run, x, y, is_front in zip(runs, costs, top1, front, strict=True):
         face = colour_of(run) if is_front else "white"
-        axes.plot(x, y, "o", markersize=8, markerfacecolor=face, markeredgecolor=colour_of(run), markeredgewidth=1.6)
+        axes.plot(
+            x, y, "o", markersize=8, markerfacecolor=face, markeredgecolor=colour_of(run), markeredgewidth=1.6
+        )
     middle = np.sqrt(costs.min() * costs.max())
     for run, x, y in zip(runs, costs, top1, strict=True):
         is_right = x > middle
@@ -262,7 +269,8 @@ def plot_class_differences(
                   label=plain_text(run.label, 28), zorder=2)  # fmt: skip
     for position, (_, top1, other, count) in zip(positions, rows, strict=True):
         text = f"{100 * (top1 - other):+.1f}".replace("-", "−") if width_inches < 6 else (
-            f"{100 * (top1 - other):+.1f} points ({percent_text(top1)} and {percent_text(other)} of {count:,})"
+            f"{100 * (top1 - other):+.1f} points ({percent_text(top1)} and {percent_text(other)} of "
+            f"{count:,})"
         ).replace("-", "−")  # fmt: skip
         axes.text(1.03, position, text, va="center", fontsize=SMALL_POINTS, color=INK,
                   transform=axes.get_yaxis_transform())  # fmt: skip
@@ -281,7 +289,8 @@ def plot_class_differences(
 
 
 def class_differences(first: Predictions, second: Predictions) -> list[tuple[str, float, float, int]]:
-    """(name, top-1 of the first, of the second, images) of each class that has images, most different first."""
+    """(name, top-1 of the first, of the second, images) of each class that has images, most different "
+    "first."""
     counts = np.bincount(first.labels, minlength=first.num_classes)
     shares = []
     for predictions in (first, second):

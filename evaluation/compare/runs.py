@@ -144,7 +144,9 @@ def read_rows(path: Path, notes: list[str]) -> list[dict[str, Any]]:
         notes.append(f"Its {path.name} cannot be read: there are no curves of it.")
         return []
     if num_damaged := num_lines - len(rows):
-        notes.append(f"{num_damaged:,} of {num_lines:,} lines of its {path.name} are damaged and were passed over.")
+        notes.append(
+            f"{num_damaged:,} of {num_lines:,} lines of its {path.name} are damaged and were passed over."
+        )
     return rows
 
 

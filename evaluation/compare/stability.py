@@ -3,7 +3,7 @@
 The rule for the word is stated in full by `RULE`; its limits are the constants of this module.
 
 Example:
-    >>> stability(train_losses=np.array(...), top1=curve(rows, "val", "top1"), val_loss=curve(rows, "val", "loss"))
+    >>> stability(train_losses, top1=curve(rows, "val", "top1"), val_loss=curve(rows, "val", "loss"))
     Stability(word='steady', reason='', num_spikes=0, …)
 """
 
@@ -22,7 +22,9 @@ from evaluation.text import count_text
 SPIKE_DEVIATIONS = 6.0
 WINDOW_ROWS = 31
 LEAST_ROWS = 10  # before these there is no usual level yet
-LEAST_DEVIATION = 0.05  # of the median: where the loss hardly varies, little is no spike (as in train.loss_spike)
+LEAST_DEVIATION = (
+    0.05  # of the median: where the loss hardly varies, little is no spike (as in train.loss_spike)
+)
 MOST_IN_A_ROW = 3  # more are a new level: another phase, another resolution
 MAX_ROWS = 200_000  # looked at; the last ones of a longer run
 ROBUST = 1.4826  # median absolute deviation → standard deviation of a normal distribution
@@ -35,10 +37,13 @@ RESTLESS_DROP, UNSTABLE_DROP = 0.05, 0.15
 
 RULE = (
     f"“Unstable”: at least {UNSTABLE_SPIKES} loss spikes (of the rows, or counted by the run), or "
-    f"{UNSTABLE_SKIPS} skipped steps, or a drop of top-1 by {100 * UNSTABLE_DROP:g} points between validations, "
+    f"{UNSTABLE_SKIPS} skipped steps, or a drop of top-1 by {100 * UNSTABLE_DROP:g} points between "
+    f"validations, "
     f"or a spread of {100 * UNSTABLE_DEVIATION:g} points about the trend of the last quarter. “Restless”: "
-    f"{RESTLESS_SPIKES} spike, {RESTLESS_SKIPS} skipped steps, a drop by {100 * RESTLESS_DROP:g} points, or a "
-    f"spread of {100 * RESTLESS_DEVIATION:g} point. “Steady”: none of these. A spread counts only where it is "
+    f"{RESTLESS_SPIKES} spike, {RESTLESS_SKIPS} skipped steps, a drop by {100 * RESTLESS_DROP:g} points, or "
+    f"a "
+    f"spread of {100 * RESTLESS_DEVIATION:g} point. “Steady”: none of these. A spread counts only where it "
+    f"is "
     "larger than the standard error that as few images give by chance, √(p (1 − p) / n)."
 )
 
@@ -111,8 +116,9 @@ def loss_spikes(losses: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which rows are spikes, bool of the shape of `losses` (n,).
 
     A row's loss is compared with the median of the WINDOW_ROWS before it, in robust standard deviations
-    (1.4826 times the median absolute deviation, and at least 5% of the median). The first LEAST_ROWS are none.
-    After MOST_IN_A_ROW of them the level that stays is taken for the usual one, as `train.loss_spike` does.
+    (1.4826 times the median absolute deviation, and at least 5% of the median). The first LEAST_ROWS are
+    none. After MOST_IN_A_ROW of them the level that stays is taken for the usual one, as `train.loss_spike`
+    does.
     """
     is_spike = np.zeros(len(losses), dtype=bool)
     begin = max(0, len(losses) - MAX_ROWS)
@@ -141,7 +147,8 @@ def _last_quarter(values: NDArray[np.float64]) -> NDArray[np.float64] | None:
 
 
 def _deviation_about_line(values: NDArray[np.float64]) -> float:
-    """Standard deviation about the least-squares line (n − 2 degrees of freedom); values of shape (n ≥ 3,)."""
+    """Standard deviation about the least-squares line (n − 2 degrees of freedom); values of shape (n ≥ "
+    "3,)."""
     x = np.arange(len(values), dtype=np.float64)
     residuals = values - np.polyval(np.polyfit(x, values, 1), x)
     return float(np.sqrt((residuals**2).sum() / (len(values) - 2)))
