@@ -123,7 +123,7 @@ COLUMNS: tuple[Column, ...] = (
     _accuracy("final_top1", "Final top-1", BY_RUN),
     _accuracy("final_top5", "Final top-5", BY_RUN),
     Column("best_epoch", "Epoch of the best", BY_RUN, _epoch, None, _words("epochs", "of {:.4g}")),
-    Column("epochs_to_near_best", "Epochs to near the best", BY_RUN, _epoch, "low"),
+    Column("epochs_to_near_best", "Epochs to near the best", BY_RUN, _epoch),
     Column("num_parameters", "Parameters", SIZE, count_of, "low"),
     Column("forward_flops", "FLOPs of an image", SIZE, count_of, "low", _arithmetic),
     Column("file_bytes", "Model file", SIZE, bytes_text, "low"),

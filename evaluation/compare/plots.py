@@ -98,7 +98,7 @@ def _draw_panel(axes: Axes, title: str, curves: Sequence[tuple[ComparedRun, Curv
         colour, values = colour_of(run), drawn.values
         if title == "Training loss" and len(drawn) >= SMOOTHED_FROM_POINTS:
             axes.plot(drawn.epochs, values, color=colour, alpha=0.2, linewidth=0.7)
-            values = smoothed(values, max(3, len(values) // 40))
+            values = smoothed(values, max(5, len(values) // 20))
         marker = "o" if len(drawn) == 1 or (title.startswith("Validation") and len(drawn) <= 20) else ""
         style: dict[str, Any] = {
             "color": colour,
@@ -120,10 +120,14 @@ def _draw_panel(axes: Axes, title: str, curves: Sequence[tuple[ComparedRun, Curv
 
 
 def _ignore_outliers(axes: Axes, values: Sequence[NDArray[np.float64]]) -> None:
-    """Loss from 0 on, and one that diverged does not press all others to the floor; it leaves the panel."""
+    """A loss that diverged does not press all others to the floor: it leaves the panel."""
     together = np.concatenate(values)
-    top = 1.15 * float(np.percentile(together, 98))
-    axes.set_ylim(0, max(top, 1e-6) if together.max() > 2 * top else None)
+    low, high = float(together.min()), float(np.percentile(together, 98))
+    margin = 0.08 * max(high - low, 1e-6)
+    if together.max() > high + 3 * (high - low):
+        axes.set_ylim(low - margin, high + 3 * margin)
+    else:
+        axes.margins(y=0.08)
 
 
 def _name_ends(axes: Axes, ends: Sequence[tuple[ComparedRun, float, float]]) -> None:

@@ -38,13 +38,11 @@ RESTLESS_DROP, UNSTABLE_DROP = 0.05, 0.15
 RULE = (
     f"“Unstable”: at least {UNSTABLE_SPIKES} loss spikes (of the rows, or counted by the run), or "
     f"{UNSTABLE_SKIPS} skipped steps, or a drop of top-1 by {100 * UNSTABLE_DROP:g} points between "
-    f"validations, "
-    f"or a spread of {100 * UNSTABLE_DEVIATION:g} points about the trend of the last quarter. “Restless”: "
-    f"{RESTLESS_SPIKES} spike, {RESTLESS_SKIPS} skipped steps, a drop by {100 * RESTLESS_DROP:g} points, or "
-    f"a "
-    f"spread of {100 * RESTLESS_DEVIATION:g} point. “Steady”: none of these. A spread counts only where it "
-    f"is "
-    "larger than the standard error that as few images give by chance, √(p (1 − p) / n)."
+    f"validations, or a spread of {100 * UNSTABLE_DEVIATION:g} points about the trend of the last quarter. "
+    f"“Restless”: {RESTLESS_SPIKES} spike, {RESTLESS_SKIPS} skipped steps, a drop by "
+    f"{100 * RESTLESS_DROP:g} points, or a spread of {100 * RESTLESS_DEVIATION:g} point. “Steady”: none of "
+    "these in three validations or more. A spread counts only where it is larger than the standard error that "
+    "so few images give by chance, √(p (1 − p) / n)."
 )
 
 
@@ -162,9 +160,7 @@ def _judge(
     deviation: float | None,
     chance: float,
 ) -> tuple[str | None, str]:
-    """(the word, what made it so); (None, "") where there is nothing to judge by."""
-    if num_spikes is None and largest_drop is None:
-        return None, ""
+    """(the word, what made it so); (None, "") where there is too little to judge by."""
     spikes, skips = max(num_spikes or 0, run_spikes or 0), skipped_steps or 0
     drop, spread = largest_drop or 0.0, deviation or 0.0
     signs = [
@@ -181,4 +177,6 @@ def _judge(
     reason = "; ".join(words for value, restless, _, words in signs if value >= restless)
     if any(value >= unstable for value, _, unstable, _ in signs):
         return "unstable", reason
-    return ("restless", reason) if reason else ("steady", "")
+    if reason:
+        return "restless", reason
+    return (None, "") if deviation is None else ("steady", "")
