@@ -19,9 +19,11 @@ from PIL import Image
 
 from data_prep.manifest import load_index, load_manifest
 from data_prep.plain_json import read_json
-from data_prep.storage import is_s3
+from data_prep.storage import is_s3, sha256_file
 from evaluation.predict import TrainedModel, load_trained, predict
+from evaluation.predictions_file import SavedPredictions
 from evaluation.report.write import ReportFiles, write_report
+from train.checkpoint import BEST_NAME
 from train.config import RecipeError, load_recipe
 from train.config.credentials import without_credentials
 from train.cost import find_price
@@ -30,7 +32,7 @@ from train.data.staging import stage
 from train.run_folder import METRICS_NAME, RECIPE_NAME, SUMMARY_NAME
 from train.tracking.metrics_file import read_metrics
 from train.tracking.mlflow_client import add_to_run, tracking_uri
-from train.validation import views_of
+from train.validation import View, views_of
 
 DESCRIPTION = "checkpoint + shards → report"
 
@@ -56,7 +58,17 @@ def run(options: argparse.Namespace) -> int:
     options.data = (
         stage(options.data, trained.recipe.data.stage_folder).folder if is_remote else Path(options.data)
     )
-    predictions = predict(trained, options.data, options.split, options.loader, options.resolution)
+    raw = predict(trained, options.data, options.split, options.loader, options.resolution)
+    predictions = SavedPredictions(
+        raw.logits,
+        raw.labels,
+        raw.sample_ids,
+        raw.class_names,
+        data_index_sha256=load_manifest(options.data).splits[options.split].index.sha256,
+        checkpoint_sha256=sha256_file(_checkpoint_file(options.checkpoint)),
+        split=options.split,
+        view=_view(trained, options).words,
+    )
     run_folder = _run_folder(options.checkpoint)
     out = options.out or ((run_folder or Path()) / "report")
     summary = _read_summary(run_folder)
@@ -79,8 +91,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _details(trained: TrainedModel, options: argparse.Namespace) -> dict[str, str]:
-    headline = views_of(trained.recipe)[0]
-    view = replace(headline, resolution=options.resolution or headline.resolution)
+    view = _view(trained, options)
     price = find_price(trained.recipe.budget)
     return {
         "checkpoint": str(options.checkpoint),
@@ -93,6 +104,18 @@ def _details(trained: TrainedModel, options: argparse.Namespace) -> dict[str, st
         "cost is counted at": f"${price.usd_per_hour:.2f} an hour ({price.source})" if price else "no price",
         "command": f"python -m evaluation {options.checkpoint} --data {options.data}",
     }
+
+
+def _view(trained: TrainedModel, options: argparse.Namespace) -> View:
+    headline = views_of(trained.recipe)[0]
+    return replace(headline, resolution=options.resolution or headline.resolution)
+
+
+def _checkpoint_file(path: Path) -> Path:
+    """The file that `load_trained` reads of a run folder."""
+    if not path.is_dir():
+        return path
+    return (path if path.name == "checkpoints" else path / "checkpoints") / BEST_NAME
 
 
 def _run_folder(checkpoint: Path) -> Path | None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from data_prep.plain_json import read_json
 from evaluation.metrics import Predictions, evaluate
+from evaluation.predictions_file import PREDICTIONS_NAME, predictions_bytes
 from evaluation.report.page import render_page
 from evaluation.report.section import ReportContent, Section
 from evaluation.report.sections import BUILDERS, LAST_BUILDERS
@@ -35,6 +36,7 @@ class ReportFiles:
 
     html: Path
     json: Path
+    predictions: Path
     plots: Mapping[str, Path]
     metrics: Mapping[str, float]
 
@@ -52,7 +54,7 @@ def write_report(
     num_grid_images: int = 24,
     more_sections: Sequence[Section] = (),
 ) -> ReportFiles:
-    """Write report.html, report.json and the figures into out_dir, which is made if it is missing.
+    """Write the page, its JSON, its figures and the predictions into out_dir, which is made if it is missing.
 
     read_image: sample id → the stored image, uint8 (height, width, 3); called for the images that are shown
     only. metrics_rows and summary are metrics.jsonl and summary.json of the run, None or incomplete where
@@ -86,6 +88,7 @@ def write_report(
         (out_dir / name).unlink(missing_ok=True)  # it would pass for a figure of this one
     return ReportFiles(
         plots={name: replace_file(out_dir / name, data) for name, data in pngs.items()},
+        predictions=replace_file(out_dir / PREDICTIONS_NAME, predictions_bytes(predictions)),
         json=replace_file(out_dir / "report.json", _utf8(numbers)),
         html=replace_file(out_dir / "report.html", _utf8(page)),
         metrics={f"report_{name}": value for name, value in metrics.items()},

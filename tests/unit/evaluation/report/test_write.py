@@ -158,6 +158,7 @@ def test_nothing_else_is_left_in_the_folder(report):
     assert {path.name for path in files.html.parent.iterdir()} == {
         "report.html",
         "report.json",
+        "predictions.npz",
         "confusion_matrix.png",
         "per_class_accuracy.png",
         "training_curves.png",
@@ -265,7 +266,7 @@ def test_a_perfect_and_a_hopeless_model_can_be_reported(tmp_path):
 def test_the_same_input_gives_the_same_files(tmp_path):
     predictions = make_predictions()
     first, second = write(tmp_path / "a", predictions), write(tmp_path / "b", predictions)
-    for path in (first.html, first.json, *first.plots.values()):
+    for path in (first.html, first.json, first.predictions, *first.plots.values()):
         assert path.read_bytes() == (second.html.parent / path.name).read_bytes()
 
 
