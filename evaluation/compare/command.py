@@ -11,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from data_prep.manifest import load_manifest
 from data_prep.storage import is_s3
 from evaluation.compare.comparison import Comparison, compare, examine
 from evaluation.compare.mlflow_runs import is_mlflow_reference, read_mlflow_runs
@@ -55,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     """Read, measure, predict, compare, write; the exit code."""
     with tempfile.TemporaryDirectory(prefix="compare-") as scratch:
         records, notes = _read(options, Path(scratch))
-        data = _data_folder(options.data, records)
+        data = _data_folder(options.data, options.split, records)
         examined = [
             examine(
                 chr(ord("A") + position),
@@ -68,12 +69,6 @@ def run(options: argparse.Namespace) -> int:
             )
             for position, record in enumerate(records)
         ]
-    if data is None:
-        notes.append(
-            "Without --data, no predictions were made: there is no paired test, and which run is the best "
-            "was "
-            "told by their own validations."
-        )
     comparison = compare(examined, options.baseline, notes)
     files = write_comparison(options.out, comparison, split=options.split)
     for line in _summary(comparison):
@@ -100,8 +95,7 @@ def _read(options: argparse.Namespace, scratch: Path) -> tuple[list[RunRecord], 
         else:
             raise ValueError(
                 f"{reference} is neither a run folder nor an MLflow run: name a folder such as runs/demo, a "
-                f"run id "
-                "of 32 digits, or mlflow:EXPERIMENT"
+                "run id of 32 digits, or mlflow:EXPERIMENT"
             )
     if len(records) < 2:
         raise ValueError("a comparison needs two runs or more: name another run folder or MLflow run")
@@ -112,11 +106,18 @@ def _read(options: argparse.Namespace, scratch: Path) -> tuple[list[RunRecord], 
     return with_own_names(records), notes
 
 
-def _data_folder(data: str | None, records: list[RunRecord]) -> Path | None:
-    if data is None or not is_s3(data):
-        return None if data is None else Path(data)
-    recipe = next((record.recipe for record in records if record.recipe is not None), None)
-    return stage(data, recipe.data.stage_folder if recipe is not None else Path("data/staged")).folder
+def _data_folder(data: str | None, split: str, records: list[RunRecord]) -> Path | None:
+    """On this machine, with the split in it."""
+    if data is None:
+        return None
+    folder = Path(data)
+    if is_s3(data):
+        recipe = next((record.recipe for record in records if record.recipe is not None), None)
+        folder = stage(data, recipe.data.stage_folder if recipe is not None else Path("data/staged")).folder
+    splits = load_manifest(folder).splits
+    if split not in splits:
+        raise ValueError(f"{data} has no split {split!r}: it holds {', '.join(splits)}")
+    return folder
 
 
 def _summary(comparison: Comparison) -> list[str]:

@@ -17,22 +17,24 @@ from typing import Literal
 
 import torch
 
+from data_prep.manifest import load_manifest
 from evaluation.compare.figures import ComparedRun, run_figures
 from evaluation.compare.model_cost import NOTHING_MEASURED, measure_cost, static_cost
 from evaluation.compare.paired import (
     PairedResult,
     compare_all,
-    in_order,
     in_words,
     num_wrong_for_all,
     same_images,
 )
+from evaluation.compare.predicted import FoundPredictions, new_predictions, saved_predictions
 from evaluation.compare.runs import RunRecord, index_sha256, own_manifest
-from evaluation.metrics import Predictions
-from evaluation.predict import TrainedModel, load_trained, predict
+from evaluation.predict import TrainedModel, load_trained
 from evaluation.text import count_text
+from train.config import Recipe
 from train.distributed import describe_hardware, distributed
 from train.models.build import build_model
+from train.validation import views_of
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def examine(
     """Everything about one run; what cannot be had is a note.
 
     Args:
-        data: the data set to predict on; None: nothing is predicted.
+        data: the data set to predict on; None: only what reports saved is used.
         say: takes a line of progress.
 
     Raises:
@@ -97,23 +99,22 @@ def examine(
     trained = _load(record, notes)
     recipe = record.recipe if trained is None else trained.recipe
     num_classes = None if manifest is None else manifest.num_classes
-    static, measured, predictions = None, NOTHING_MEASURED, None
+    static, measured = None, NOTHING_MEASURED
     if trained is not None:
         num_classes = len(trained.class_names)
         if recipe is not None:
             static = static_cost(trained.model, recipe.validation_resolution)
-        if data is not None:
-            say(f"{letter} {record.name}: predicting")
-            predictions = _predict(trained, data, split, loader, notes)
     elif recipe is not None and num_classes is not None:
         config = recipe.model.model_copy(update={"pretrained": False, "checkpoint": None})
         static = static_cost(build_model(config, num_classes), recipe.validation_resolution)
+    found = _predictions(letter, record, trained, recipe, data, split, loader, notes, say)
     del trained  # before the next one is loaded
     run = ComparedRun(
         letter=letter,
         record=record if recipe is None else replace(record, recipe=recipe),
         static=static,
-        predictions=predictions,
+        predictions=None if found is None else found.predictions,
+        predictions_sha256="" if found is None else found.data_sha256,
         num_classes=num_classes,
         num_images=None
         if manifest is None or "val" not in manifest.splits
@@ -146,11 +147,29 @@ def _load(record: RunRecord, notes: list[str]) -> TrainedModel | None:
         return None
 
 
-def _predict(
-    trained: TrainedModel, data: Path, split: Literal["train", "val"], loader: str, notes: list[str]
-) -> Predictions | None:
+def _predictions(
+    letter: str,
+    record: RunRecord,
+    trained: TrainedModel | None,
+    recipe: Recipe | None,
+    data: Path | None,
+    split: Literal["train", "val"],
+    loader: str,
+    notes: list[str],
+    say: Callable[[str], None],
+) -> FoundPredictions | None:
+    """Those that a report saved, or new ones where there is a data set to make them on."""
+    wanted_sha256 = None if data is None else index_sha256(load_manifest(data), split)
+    view = None if recipe is None else views_of(recipe)[0].words
+    found, note = saved_predictions(record, split, data_sha256=wanted_sha256, view=view)
+    if found is not None:
+        return found
+    if data is None or trained is None:
+        notes += [note] if note else []
+        return None
+    say(f"{letter} {record.name}: predicting")
     try:
-        return in_order(predict(trained, data, split, loader))
+        return new_predictions(trained, data, split, loader)
     except ValueError as error:
         notes.append(f"It is compared by its own figures only: {error}.")
         return None
@@ -169,6 +188,11 @@ def compare(runs: Sequence[ComparedRun], baseline: str | None, notes: Sequence[s
     notes = [*notes, *more_notes, *_data_notes(runs)]
     common = [run for run in runs if run.predictions is not None]
     is_paired = len(common) >= 2
+    if not is_paired:
+        notes.append(
+            "Fewer than two runs have predictions of the same images: there is no paired test, and the best "
+            "was told by the runs’ own validations. Name a data set with --data."
+        )
     ranked = sorted(
         (run for run in (common if is_paired else runs) if run.score is not None),
         key=lambda run: -(run.score or 0.0),
@@ -218,8 +242,10 @@ def _with_common_images(runs: Sequence[ComparedRun]) -> tuple[list[ComparedRun],
         if run.predictions is None:
             continue
         for group in groups:
-            first = group[0].predictions
-            if first is not None and same_images(first, run.predictions):
+            first = group[0]
+            assert first.predictions is not None
+            is_same = first.predictions_sha256 == run.predictions_sha256
+            if is_same and same_images(first.predictions, run.predictions):
                 group.append(run)
                 break
         else:
@@ -235,8 +261,7 @@ def _with_common_images(runs: Sequence[ComparedRun]) -> tuple[list[ComparedRun],
     ]
     return changed, [
         f"{' and '.join(left_out)} {'is' if len(left_out) == 1 else 'are'} of other images than the other "
-        f"runs: "
-        "compared by own figures only."
+        "runs: compared by own figures only."
     ]
 
 

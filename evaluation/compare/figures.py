@@ -30,7 +30,7 @@ class ComparedRun:
         letter: A, B, … in the order of the command line: how figures and page name it in short.
         predictions: on the images that all runs are compared on, in order; None where it has none.
         num_images: of the validation split that the run's own figures are of, where that is known.
-        data_sha256: of that split's sample index.
+        data_sha256: of that split's sample index. predictions_sha256: of the one that the predictions are of.
     """
 
     letter: str
@@ -41,6 +41,7 @@ class ComparedRun:
     num_classes: int | None = None
     num_images: int | None = None
     data_sha256: str | None = None
+    predictions_sha256: str = ""
     notes: tuple[str, ...] = ()
     figures: Figures = field(default_factory=dict)
 

@@ -22,6 +22,7 @@ from evaluation.compare.runs import (
     read_summary,
     sha256_of,
 )
+from evaluation.predictions_file import PREDICTIONS_NAME
 from train.checkpoint import BEST_NAME, BEST_WEIGHTS_NAME
 from train.config import Recipe, parse_recipe
 from train.config.credentials import without_credentials
@@ -39,6 +40,7 @@ RUN_ID = re.compile(r"[0-9a-f]{32}")
 # Artifact → the most bytes of it that are fetched; a server may hold anything under these names.
 SMALL_FILES = {RECIPE_NAME: 1 << 20, SUMMARY_NAME: 16 << 20, METRICS_NAME: 1 << 30}
 MAX_CHECKPOINT_BYTES = 16 << 30
+MAX_PREDICTIONS_BYTES = 4 << 30
 RESULTS = ("loss", "top1", "top5")
 
 
@@ -138,17 +140,34 @@ def _read_run(client: MlflowClient, run: Run, scratch: Path) -> RunRecord:
         summary=summary,
         rows=rows,
         checkpoint_sha256=sha256_of(summary),
+        saved_predictions=_saved_predictions(client, run_id, sizes, folder, scratch, notes),
         weights_bytes=sizes.get(f"checkpoints/{BEST_WEIGHTS_NAME}"),
         hardware=data.tags.get("hardware"),
         notes=tuple(notes),
     )
 
 
+def _saved_predictions(
+    client: MlflowClient,
+    run_id: str,
+    sizes: dict[str, int],
+    folder: Path | None,
+    scratch: Path,
+    notes: list[str],
+) -> Path | None:
+    """Of a report: in the run's folder, or else among the artifacts."""
+    name = f"report/{PREDICTIONS_NAME}"
+    if folder is not None and (folder / name).is_file():
+        return folder / name
+    is_small = name in sizes and sizes[name] <= MAX_PREDICTIONS_BYTES
+    return scratch / name if is_small and _fetch(client, run_id, name, scratch, notes) else None
+
+
 def _artifact_sizes(client: MlflowClient, run_id: str, notes: list[str]) -> dict[str, int]:
     """Path → bytes of the files that are wanted here."""
     sizes: dict[str, int] = {}
     try:
-        for folder in (None, "checkpoints"):
+        for folder in (None, "checkpoints", "report"):
             for file in client.list_artifacts(run_id, folder):
                 if not file.is_dir:
                     sizes[file.path] = file.file_size or 0

@@ -27,29 +27,41 @@ NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
 # Terms that are no line of the table.
 TERMS = (
-    ("95% interval", "Of an accuracy: Wilson’s score interval, what other images of the same kind would "
-    "give, by "
-     "chance alone. Intervals of two runs that overlap do not mean that the runs cannot be told apart: on "
-     "the "
-     "same images the paired test sees more."),
-    ("McNemar’s test", "Only images count that one of two runs has right and the other wrong. If both were "
-    "equally "
-     "good, each such image would be a coin’s throw; p is how often throws come out as unequal as this or "
-     "more "
-     "(exact, binomial, two-sided)."),
-    ("Holm’s correction", "With several runs against one, some p comes out small by chance; Holm’s raises "
-    "them so "
-     "that the whole family errs in at most 5% of cases. “Better” and “worse” are said below 0.05 after it."),
-    ("Interval of a difference", "95%, by paired bootstrap: the images drawn anew with replacement 10,000 "
-    "times, "
-     "seed 0, the 2.5th and 97.5th percentile of the difference."),
-    ("What the tests do not know", "They are of these images and these checkpoints. Another seed of the same "
-     "training gives another checkpoint, often a point away; and a best checkpoint chose its epoch on the "
-     "validation images, the best run its place on these."),
-    ("Pareto front", "The runs that no other one beats: none is at least as accurate and at most as costly, "
-    "and "
-     "better in one of both."),
-)  # fmt: skip
+    (
+        "95% interval",
+        "Of an accuracy: Wilson’s score interval, within which other images of the same kind would put it. "
+        "Intervals of two runs that overlap do not mean that the runs cannot be told apart: on the same "
+        "images the paired test sees more.",
+    ),
+    (
+        "McNemar’s test",
+        "Only images count that one of two runs has right and the other wrong. If both were equally good, "
+        "each such image would be a coin’s throw; p is how often throws come out as unequal as this or "
+        "more (exact, binomial, two-sided).",
+    ),
+    (
+        "Holm’s correction",
+        "With several runs against one, some p comes out small by chance. Holm’s correction raises them so "
+        "that the whole family errs in at most 5% of cases. “Better” and “worse” are said below 0.05 after "
+        "it.",
+    ),
+    (
+        "Interval of a difference",
+        "95%, by paired bootstrap: the images drawn anew with replacement 10,000 times (seed 0), the 2.5th "
+        "and the 97.5th percentile of the difference.",
+    ),
+    (
+        "What the tests do not know",
+        "They are of these images and these checkpoints. Another seed of the same training gives another "
+        "checkpoint, often a point away; and a best checkpoint chose its epoch on the validation images, "
+        "as the best run its place on these.",
+    ),
+    (
+        "Pareto front",
+        "The runs that no other one beats: none is at least as accurate and at most as costly, and better "
+        "in one of both.",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -134,8 +146,7 @@ def _lede(comparison: Comparison, split: str) -> list[str]:
     else:
         text += (
             f" It cannot be told from {second.name}, {lead:.1f} points behind it ({interval}; {p_text}): "
-            f"choose "
-            "between them by cost."
+            "choose between them by cost."
         )
     return [text]
 
@@ -198,8 +209,7 @@ def _tests_section(comparison: Comparison, split: str) -> str:
     words = "".join(f"<li>{html.escape(pair.words)}.</li>" for pair in comparison.pairs)
     note = (
         f"Each run against {baseline.label} on the same {count_text(num_images, 'image')} ({split}); "
-        f"differences of "
-        "top-1 in points of percent."
+        "differences of top-1 in points of percent."
     )
     wrong = comparison.num_wrong_for_all or 0
     share = percent_text(wrong / num_images)
@@ -284,8 +294,7 @@ def _trade_offs_section(comparison: Comparison, plots: PagePlots) -> str:
     return _section(
         "Accuracy against cost",
         f"Top-1 ({what}). Filled marks, joined by a line, are the Pareto front; a hollow one is beaten by "
-        f"another "
-        "run in both.",
+        "another run in both.",
         plot_html(plots.trade_offs),
     )
 
@@ -306,8 +315,7 @@ def _differences_section(comparison: Comparison, plots: PagePlots) -> str:
     return _section(
         "Where the best and the second differ",
         f"The classes in which {comparison.best.label} and {comparison.second.label} differ most. A class "
-        f"has few "
-        "images, so single differences may well be chance.",
+        "has few images, so single differences may well be chance.",
         plot_html(plots.differences),
     )
 

@@ -250,7 +250,8 @@ def pareto_front(costs: NDArray[np.float64], gains: NDArray[np.float64]) -> NDAr
     no_dearer = costs[:, None] <= costs[None, :]
     no_worse = gains[:, None] >= gains[None, :]
     better = (costs[:, None] < costs[None, :]) | (gains[:, None] > gains[None, :])
-    return ~(no_dearer & no_worse & better).any(axis=0)
+    is_beaten: NDArray[np.bool_] = np.any(no_dearer & no_worse & better, axis=0)
+    return ~is_beaten
 
 
 def plot_class_differences(

@@ -17,6 +17,7 @@ from data_prep.manifest import Manifest, load_manifest
 from data_prep.plain_json import read_json
 from data_prep.storage import is_s3
 from evaluation.metrics import finite_number
+from evaluation.predictions_file import PREDICTIONS_NAME
 from train.checkpoint import BEST_NAME, BEST_WEIGHTS_NAME
 from train.config import Recipe, parse_recipe
 from train.config.reading import MAX_RECIPE_BYTES
@@ -38,6 +39,7 @@ class RunRecord:
         folder: of the run on this machine; None for an MLflow run without one.
         checkpoint: a file or run folder for `load_trained`; None where there is none.
         checkpoint_sha256: of the best checkpoint, as recorded.
+        saved_predictions: the file that a report left; None where there is none.
         weights_bytes: size of best.safetensors, the weights alone.
         recipe: None where it is missing or of another version.
         summary: the fields of summary.json that are there; {} for a run that did not end.
@@ -54,6 +56,7 @@ class RunRecord:
     summary: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
     checkpoint_sha256: str | None = None
+    saved_predictions: Path | None = None
     weights_bytes: int | None = None
     hardware: str | None = None
     notes: tuple[str, ...] = ()
@@ -87,6 +90,7 @@ def read_run_folder(folder: Path, source: str = "") -> RunRecord:
         )
     inside = folder / "checkpoints"
     has_checkpoint = (inside / BEST_NAME).is_file()
+    saved = folder / "report" / PREDICTIONS_NAME
     if not has_checkpoint:
         notes.append("It has no checkpoints/best.pt: nothing is predicted with it.")
     weights = inside / BEST_WEIGHTS_NAME
@@ -100,6 +104,7 @@ def read_run_folder(folder: Path, source: str = "") -> RunRecord:
         summary=summary,
         rows=rows,
         checkpoint_sha256=sha256_of(summary),
+        saved_predictions=saved if saved.is_file() else None,
         weights_bytes=weights.stat().st_size if weights.is_file() else None,
         hardware=None if wanted is None else wanted.tags.get("hardware"),
         notes=tuple(notes),

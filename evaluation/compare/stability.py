@@ -41,8 +41,8 @@ RULE = (
     f"validations, or a spread of {100 * UNSTABLE_DEVIATION:g} points about the trend of the last quarter. "
     f"“Restless”: {RESTLESS_SPIKES} spike, {RESTLESS_SKIPS} skipped steps, a drop by "
     f"{100 * RESTLESS_DROP:g} points, or a spread of {100 * RESTLESS_DEVIATION:g} point. “Steady”: none of "
-    "these in three validations or more. A spread counts only where it is larger than the standard error that "
-    "so few images give by chance, √(p (1 − p) / n)."
+    "these in three validations or more. A spread counts only where it is larger than the standard error "
+    "that so few images give by chance, √(p (1 − p) / n)."
 )
 
 
