@@ -101,7 +101,7 @@ def _common_figures(predictions: Predictions | None) -> Figures:
         if k < predictions.num_classes:
             top = topk_accuracy(predictions, k)
             figures[f"top{k}"] = top
-            figures |= _interval(f"top{k}", top, predictions.num_samples)
+            figures |= fraction_interval(f"top{k}", top, predictions.num_samples)
     return figures
 
 
@@ -131,7 +131,7 @@ def _own_accuracy(run: ComparedRun) -> Figures:
         figures["best_top5"] = figures["final_top5"] = None
     for name in ("best_top1", "final_top1", "best_top5", "final_top5"):
         if figures.get(name) is not None:
-            figures |= _interval(name, figures[name], run.num_images)
+            figures |= fraction_interval(name, figures[name], run.num_images)
     figures["num_own_images"] = run.num_images
     return figures
 
@@ -141,7 +141,7 @@ def _value_at(other: Curve, epoch: float) -> float | None:
     return float(found[0]) if len(found) else None
 
 
-def _interval(name: str, fraction: float, num_images: int | None) -> Figures:
+def fraction_interval(name: str, fraction: float, num_images: int | None) -> Figures:
     """The 95% Wilson interval, where `num_images` can be what the fraction is of."""
     if not num_images:
         return {}

@@ -48,7 +48,8 @@ TERMS = (
     (
         "Interval of a difference",
         "95%, by paired bootstrap: the images drawn anew with replacement 10,000 times (seed 0), the 2.5th "
-        "and the 97.5th percentile of the difference.",
+        "and the 97.5th percentile of the difference. Where the runs differ on few images it is too narrow: "
+        "then p is to be believed, which is exact.",
     ),
     (
         "What the tests do not know",

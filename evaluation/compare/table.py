@@ -51,10 +51,10 @@ def markdown_table(runs: Sequence[ComparedRun]) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(map(_markdown, cells)) + " |"
+    return "| " + " | ".join(map(markdown_text, cells)) + " |"
 
 
-def _markdown(text: str) -> str:
+def markdown_text(text: str) -> str:
     """On one line, and neither a new cell nor markup of a page."""
     return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
 

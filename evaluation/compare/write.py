@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from evaluation.compare.comparison import Comparison
 from evaluation.compare.page import PagePlots, render_page
 from evaluation.compare.plots import class_differences, plot_class_differences, plot_curves, plot_trade_offs
-from evaluation.compare.table import csv_table, markdown_table, model_text
+from evaluation.compare.table import csv_table, markdown_table, markdown_text, model_text
 from evaluation.metrics import confusion_matrix
 from evaluation.report.plots import MAX_NAMED_CLASSES, plot_confusion_matrix
 from evaluation.report.section import PlotImage, draw_plot
@@ -102,7 +102,7 @@ def _differences_plot(comparison: Comparison) -> PlotImage | None:
 
 def _markdown(comparison: Comparison) -> str:
     lines = [markdown_table(comparison.runs)]
-    lines += [f"- {words}" for words in comparison.verdicts]
+    lines += [f"- {markdown_text(words)}" for words in comparison.verdicts]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -21,24 +21,40 @@ def write_run(folder: Path, top1=(0.3, 0.5, 0.6, 0.7), num_rows: int = 40, **sum
     """A run folder without a checkpoint, as a training that ended leaves it."""
     folder.mkdir(parents=True)
     (folder / "recipe.yaml").write_text(RECIPE.replace("DATA", str(folder.parent / "no-such-data")))
-    rows = []
-    epochs = len(top1)
-    for row in range(num_rows):
-        loss = 2.0 * 0.97**row
-        rows.append({"step": row + 1, "epoch": epochs * (row + 1) / num_rows, "split": "train", "loss": loss,
-                     "learning_rate": 0.1, "images_per_second": 100.0, "memory_bytes": 5e8,
-                     "time": 1e9 + row})  # fmt: skip
-    for epoch, value in enumerate(top1, 1):
-        rows.append({"step": num_rows * epoch // epochs, "epoch": epoch, "split": "val", "loss": 2 - value,
-                     "top1": value, "top5": min(1.0, value + 0.2), "time": 1e9 + epoch})  # fmt: skip
+    num_epochs, best = len(top1), int(np.argmax(top1))
+    rows = [
+        {
+            "step": row + 1,
+            "epoch": num_epochs * (row + 1) / num_rows,
+            "split": "train",
+            "loss": 2.0 * 0.97**row,
+        }
+        | {"learning_rate": 0.1, "images_per_second": 100.0, "memory_bytes": 5e8, "time": 1e9 + row}
+        for row in range(num_rows)
+    ]
+    rows += [
+        {"step": num_rows * epoch // num_epochs, "epoch": epoch, "split": "val", "loss": 2 - value}
+        | {"top1": value, "top5": min(1.0, value + 0.2), "time": 1e9 + epoch}
+        for epoch, value in enumerate(top1, 1)
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    best = int(np.argmax(top1))
     fields = {
-        "final_top1": top1[-1], "final_top5": min(1.0, top1[-1] + 0.2), "best_top1": top1[best],
-        "best_top5": min(1.0, top1[best] + 0.2), "best_epoch": best + 1, "epochs": epochs, "world_size": 1,
-        "validation_resolution": 40, "num_parameters": 12_345, "images_per_second": 100.0, "memory_bytes": 5e8,
-        "wall_seconds": 75.0, "cost_usd": 0.02, "skipped_steps": 0, "stopped_because": "finished",
-    }  # fmt: skip
+        "final_top1": top1[-1],
+        "final_top5": min(1.0, top1[-1] + 0.2),
+        "best_top1": top1[best],
+        "best_top5": min(1.0, top1[best] + 0.2),
+        "best_epoch": best + 1,
+        "epochs": num_epochs,
+        "world_size": 1,
+        "validation_resolution": 40,
+        "num_parameters": 12_345,
+        "images_per_second": 100.0,
+        "memory_bytes": 500_000_000,
+        "wall_seconds": 75.0,
+        "cost_usd": 0.02,
+        "skipped_steps": 0,
+        "stopped_because": "finished",
+    }
     (folder / "summary.json").write_text(json.dumps(fields | summary))
     return folder
 
@@ -46,7 +62,8 @@ def write_run(folder: Path, top1=(0.3, 0.5, 0.6, 0.7), num_rows: int = 40, **sum
 def make_predictions(
     right, num_classes: int = 4, names=None, first_id: int = 0, shuffle: bool = False
 ) -> Predictions:
-    """One sample an entry of `right`: its label is the position modulo num_classes; wrong ones take the next."""
+    """One sample an entry of `right`: its label is the position modulo num_classes; wrong ones take the "
+    "next."""
     right = np.asarray(right, dtype=bool)
     labels = np.arange(len(right)) % num_classes
     answers = np.where(right, labels, (labels + 1) % num_classes)
