@@ -15,6 +15,7 @@ import sys
 # for, so that the lack of an optional package costs only its own command.
 COMMANDS = {
     "report": "evaluation.report.command",
+    "compare": "evaluation.compare.command",
     "kfold": "evaluation.kfold.command",
     "audit": "evaluation.audit.command",
 }
