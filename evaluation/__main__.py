@@ -15,6 +15,7 @@ import sys
 # for, so that the lack of an optional package costs only its own command.
 COMMANDS = {
     "report": "evaluation.report_command",
+    "people": "evaluation.people.command",
 }
 DEFAULT_COMMAND = "report"
 
