@@ -222,6 +222,8 @@ def _check_agreement(derived: tuple[Array, Matching, str], judgments: HumanSide)
     first, second = np.triu_indices(len(shared), 1)
     near, judged = values[ours[first], ours[second]], judgments.values[theirs[first], theirs[second]]
     found = rank_correlation(near, judged)
-    sentence = f"Distances in the human space and the judged similarities of {len(shared)} rows agree: ρ = {found:.2f}."
-    fault = "The human space and the judged similarities do not agree: the order of one of them is probably wrong."
+    sentence = (
+        f"Distances in the human space and judged similarities of {len(shared)} rows agree: ρ = {found:.2f}."
+    )
+    fault = "The human space and the judged similarities do not agree: the order of one is probably wrong."
     return [OrderCheck(sentence, fault if found < 0.2 else None)]

@@ -27,6 +27,7 @@ from train.run_folder import SUMMARY_NAME
 
 DESCRIPTION = "features + human similarity data → Procrustes fit, representational similarity"
 MAX_PAIRS = 12
+SORTED = "sorted"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,10 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     given.add_argument("--distances", type=Path, metavar="FILE", help="class × class, larger is less alike")
     human.add_argument("--rows", choices=["auto", "samples", "classes"], default="auto",
                        help="what a row of --coordinates is (default: told by names or counts)")  # fmt: skip
-    human.add_argument("--order", metavar="FILE", default="sorted-keys",
-                       help="source keys of rows that are samples (default: all of them, sorted)")  # fmt: skip
-    human.add_argument("--class-order", metavar="FILE", default="sorted-names",
-                       help="names of rows that are classes (default: all of them, sorted)")  # fmt: skip
+    human.add_argument("--order", metavar="FILE", default=SORTED,
+                       help="source keys of rows that are samples (default: all, sorted)")  # fmt: skip
+    human.add_argument("--class-order", metavar="FILE", default=SORTED,
+                       help="names of rows that are classes (default: all, sorted)")  # fmt: skip
     model = parser.add_argument_group("features")
     model.add_argument("--layer", nargs="+", default=[PENULTIMATE], metavar="NAME",
                        help="names, patterns as 'blocks.*', penultimate (default), or all")  # fmt: skip
@@ -150,8 +151,8 @@ def _question(options: argparse.Namespace, folder: Path, manifest: Manifest) -> 
     index = load_index(folder, manifest, options.split)  # ValueError where there is no such split
     keys = load_keys(folder, manifest, options.split)
     others = {name: entry.num_samples for name, entry in manifest.splits.items() if name != options.split}
-    sample_order = None if options.order == "sorted-keys" else read_order(Path(options.order))
-    class_order = None if options.class_order == "sorted-names" else read_order(Path(options.class_order))
+    sample_order = None if options.order == SORTED else read_order(Path(options.order))
+    class_order = None if options.class_order == SORTED else read_order(Path(options.class_order))
     rules: list[str] = []
 
     def side(people: HumanMatrix, rows: Any, with_samples: bool) -> Any:

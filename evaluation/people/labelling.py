@@ -8,8 +8,10 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from numpy.typing import NDArray
@@ -48,9 +50,9 @@ def place_labels(
     places = axes.transData.transform(points)
     hidden = axes.transData.transform(obstacles)
     frame = axes.get_window_extent(renderer)
-    texts = [
-        axes.text(0, 0, name, fontsize=points_size, color=INK, va="center", ha="center") for name in names
-    ]
+    halo = [patheffects.withStroke(linewidth=1.6, foreground="white", alpha=0.85)]
+    style: dict[str, Any] = {"color": INK, "va": "center", "ha": "center", "path_effects": halo, "zorder": 5}
+    texts = [axes.text(0, 0, name, fontsize=points_size, **style) for name in names]
     sizes = []
     for text in texts:
         box = text.get_window_extent(renderer)

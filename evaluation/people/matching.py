@@ -7,7 +7,7 @@ and last row.
 Example:
     >>> matching = match_rows(people, keys, labels, class_names, split="train")
     >>> matching.kind, matching.rule
-    ('samples', '360 rows = the 360 train images sorted by their source key: …')
+    ('samples', '360 rows = all 360 train images, sorted by their source key, from …')
 """
 
 from __future__ import annotations
@@ -84,10 +84,8 @@ def match_rows(
         targets = np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64)
         by = "sorted by their source key" if kind == "samples" else "sorted by their name"
     matched = tuple(names[target] for target in targets)
-    rule = (
-        f"{people.num_rows:,} rows = {people.num_rows:,} of {len(names):,} {noun}, {by}: from {matched[0]!r} "
-        f"to {matched[-1]!r}"
-    )
+    share = f"all {len(names):,}" if len(matched) == len(names) else f"{len(matched):,} of {len(names):,}"
+    rule = f"{people.num_rows:,} rows = {share} {noun}, {by}, from {matched[0]!r} to {matched[-1]!r}"
     return Matching(kind, targets, matched, rule)
 
 

@@ -6,7 +6,6 @@ policy forbids it any request.
 
 from __future__ import annotations
 
-import base64
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,22 +13,22 @@ from pathlib import Path
 from string import Template
 
 from evaluation.people.analysis import Measured, OrderCheck
+from evaluation.people.html_parts import (
+    Picture,
+    mean_of,
+    p_text,
+    plot_card,
+    range_cell,
+    section,
+    signed,
+    tile,
+)
 from evaluation.people.layers import PENULTIMATE
 from evaluation.people.procrustes import SpaceFit
 from evaluation.people.similarity import SimilarityFit
-from evaluation.plot_style import PIXEL_DENSITY
 from evaluation.text import percent_text
 
 TEMPLATE = Path(__file__).with_name("page_template.html")
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure as PNG, for a desktop and for a phone."""
-
-    alt: str
-    wide_png: bytes
-    phone_png: bytes
 
 
 @dataclass(frozen=True)
@@ -86,76 +85,58 @@ def layer_words(name: str) -> str:
 
 
 def _headline(content: PeopleContent) -> str:
-    trained, tiles = content.trained, []
-    sentences = []
-    if (found := trained.similarity) is not None:
-        others = "; ".join(
-            f"{words} {value:.2f}"
-            for words, value in [
-                (
-                    "random weights",
-                    _mean([one.similarity.spearman for one in content.untrained if one.similarity]),
-                ),
-                *[(one.name, one.similarity.spearman) for one in content.pixels if one.similarity],
-            ]
-            if value is not None
+    sentences, tiles = [], []
+    if (found := content.trained.similarity) is not None:
+        sentences.append(_similarity_sentence(content, found))
+        low, high = found.interval or (None, None)
+        note = "" if low is None or high is None else f"95% interval {signed(low)} to {signed(high)}, "
+        tiles.append(
+            tile("Similarity, Spearman’s ρ", signed(found.spearman), note + p_text(found.permutation_p))
         )
+    if (fit := content.trained.space) is not None:
+        inside, outside = signed(fit.mean_correlation), signed(fit.held_out_mean_correlation)
         sentences.append(
-            f"What {layer_words(trained.name)} finds alike, people find alike with a rank correlation of "
-            f"{found.spearman:.2f}" + (f" ({others})" if others else "")
+            f"Turned and scaled onto the {fit.num_dimensions} human dimensions, its points correlate with "
+            f"them at {outside} outside the fit, {inside} inside"
         )
-        note = (
-            ""
-            if found.interval is None
-            else f"95% interval {found.interval[0]:.2f} to {found.interval[1]:.2f}, "
-        )
-        tiles.append(
-            _tile(
-                "Similarity, Spearman’s ρ", f"{found.spearman:.2f}", f"{note}{_p_text(found.permutation_p)}"
-            )
-        )
-    if (space := trained.space) is not None:
-        sentences.append(
-            f"Turned and scaled onto the {space.num_dimensions} human dimensions, its points correlate with "
-            f"them at {space.held_out_mean_correlation:.2f} outside the fit, {space.mean_correlation:.2f} "
-            "inside"
-        )
-        tiles.append(
-            _tile(
-                "Correlation outside the fit",
-                f"{space.held_out_mean_correlation:.2f}",
-                f"mean of {space.num_dimensions} dimensions; {space.mean_correlation:.2f} inside the fit",
-            )
-        )
-        tiles.append(
-            _tile(
-                "Procrustes disparity",
-                f"{space.disparity:.2f}",
-                f"rows shuffled: {space.permuted_disparity:.2f}, {_p_text(space.permutation_p)}",
-            )
-        )
-        if space.ridge is not None:
-            new = space.ridge.new_classes or space.ridge.new_rows
-            words = "of new classes" if space.ridge.new_classes else "of new rows"
-            note = (
-                f"of new images: {_signed(space.ridge.new_rows.mean_r2)}" if space.ridge.new_classes else ""
-            )
-            tiles.append(_tile(f"Ridge regression, R² {words}", _signed(new.mean_r2), note))
-    lede = ". ".join(sentences)
-    return f'<p class="lede">{html.escape(lede)}.</p>\n<dl class="tiles headline">{"".join(tiles)}</dl>'
+        note = f"mean of {fit.num_dimensions} dimensions; {inside} inside the fit"
+        tiles.append(tile("Correlation outside the fit", outside, note))
+        note = f"rows shuffled: {signed(fit.permuted_disparity)}, {p_text(fit.permutation_p)}"
+        tiles.append(tile("Procrustes disparity", signed(fit.disparity), note))
+        tiles += _ridge_tiles(fit)
+    lede = html.escape(". ".join(sentences))
+    return f'<p class="lede">{lede}.</p>\n<dl class="tiles headline">{"".join(tiles)}</dl>'
+
+
+def _similarity_sentence(content: PeopleContent, found: SimilarityFit) -> str:
+    others = [f"{one.name} {signed(one.similarity.spearman)}" for one in content.pixels if one.similarity]
+    random = mean_of([one.similarity.spearman for one in content.untrained if one.similarity])
+    others[:0] = [] if random is None else [f"random weights {signed(random)}"]
+    return (
+        f"What {layer_words(content.trained.name)} finds alike, people find alike with a rank correlation of "
+        f"{signed(found.spearman)}" + (f" ({'; '.join(others)})" if others else "")
+    )
+
+
+def _ridge_tiles(fit: SpaceFit) -> list[str]:
+    if fit.ridge is None:
+        return []
+    rows = signed(fit.ridge.new_rows.mean_r2)
+    if fit.ridge.new_classes is None:
+        return [tile("Ridge regression, R² of new rows", rows)]
+    classes = signed(fit.ridge.new_classes.mean_r2)
+    return [tile("Ridge regression, R² of new classes", classes, f"of new images: {rows}")]
 
 
 def _comparison_section(content: PeopleContent) -> str:
     rows = [_comparison_row(content.title, [content.trained], "trained")]
     if content.untrained:
-        rows.append(
-            _comparison_row(f"random weights, mean of {len(content.untrained)} networks", content.untrained)
-        )
+        rows.append(_comparison_row("random weights", content.untrained))
     rows += [_comparison_row(one.name, [one]) for one in content.pixels]
     has_space, has_similarity = content.trained.space is not None, content.trained.similarity is not None
     heads = ["Features"]
     heads += ["Similarity ρ"] if has_similarity else []
-    heads += ["r outside the fit", "r inside", "Disparity", "Ridge R²"] if has_space else []
+    heads += ["r outside the fit", "r inside it", "Disparity", "Ridge R²"] if has_space else []
     head = "".join(
         f'<th scope="col" class="{"number" if place else ""}">{name}</th>' for place, name in enumerate(heads)
     )
@@ -165,10 +146,12 @@ def _comparison_section(content: PeopleContent) -> str:
         "not brought."
     )
     if len(content.untrained) > 1:
-        note += " In brackets: lowest and highest."
+        note += (
+            f" Random weights: the mean of {len(content.untrained)} networks, below it lowest and highest."
+        )
     body = f"<thead><tr>{head}</tr></thead>\n<tbody>{''.join(rows)}</tbody>"
     table = f'<div class="card table"><table>\n{body}\n</table></div>'
-    return _section("Against what needs no training", note, table)
+    return section("Against what needs no training", note, table)
 
 
 def _comparison_row(name: str, measured: Sequence[Measured], style: str = "") -> str:
@@ -176,12 +159,12 @@ def _comparison_row(name: str, measured: Sequence[Measured], style: str = "") ->
     similarities = [one.similarity for one in measured if one.similarity is not None]
     spaces = [one.space for one in measured if one.space is not None]
     if similarities:
-        cells.append(_range_cell([one.spearman for one in similarities]))
+        cells.append(range_cell([one.spearman for one in similarities]))
     if spaces:
-        cells.append(_range_cell([one.held_out_mean_correlation for one in spaces]))
-        cells.append(_range_cell([one.mean_correlation for one in spaces]))
-        cells.append(_range_cell([one.disparity for one in spaces]))
-        cells.append(_range_cell([r2 for one in spaces if (r2 := ridge_r2(one)) is not None]))
+        cells.append(range_cell([one.held_out_mean_correlation for one in spaces]))
+        cells.append(range_cell([one.mean_correlation for one in spaces]))
+        cells.append(range_cell([one.disparity for one in spaces]))
+        cells.append(range_cell([r2 for one in spaces if (r2 := ridge_r2(one)) is not None]))
     return f'<tr class="{style}">{"".join(cells)}</tr>'
 
 
@@ -192,14 +175,6 @@ def ridge_r2(fit: SpaceFit) -> float | None:
     return (fit.ridge.new_classes or fit.ridge.new_rows).mean_r2
 
 
-def _range_cell(values: Sequence[float]) -> str:
-    mean = _mean(values)
-    text = "–" if mean is None else _signed(mean)
-    if len(values) > 1:
-        text += f" ({_signed(min(values))} to {_signed(max(values))})"
-    return f'<td class="number">{html.escape(text)}</td>'
-
-
 def _spaces_section(content: PeopleContent) -> str:
     fit = content.trained.space
     if fit is None or content.spaces is None or content.dimensions is None:
@@ -207,7 +182,7 @@ def _spaces_section(content: PeopleContent) -> str:
     within = ""
     if fit.within_group_p is not None:
         within = (
-            f" Shuffled inside each class only: {_p_text(fit.within_group_p)}; a small p says that "
+            f" Shuffled inside each class only: {p_text(fit.within_group_p)}; a small p says that "
             "differences between images of one class agree, too."
         )
     note = (
@@ -215,7 +190,7 @@ def _spaces_section(content: PeopleContent) -> str:
         f"{fit.num_dimensions} principal components ({percent_text(fit.explained_variance)} of their "
         "variance), then shifted, turned, mirrored and scaled by one factor onto the human space. r is "
         "Pearson's correlation in the fit. With rows shuffled the fit leaves a disparity of "
-        f"{fit.permuted_disparity:.2f} instead of {fit.disparity:.2f}, {_p_text(fit.permutation_p)}.{within}"
+        f"{fit.permuted_disparity:.2f} instead of {fit.disparity:.2f}, {p_text(fit.permutation_p)}.{within}"
     )
     below = (
         "Lines: 95% interval over classes, the fit held fixed. Outside the fit: fitted on one half of the "
@@ -223,8 +198,8 @@ def _spaces_section(content: PeopleContent) -> str:
         "features, its penalty chosen inside each training part; 0 is no better than the mean, and values "
         "below −0.5 are drawn at that edge."
     )
-    return _section("Both spaces", note, _plot(content.spaces)) + _section(
-        "Dimension by dimension", below, _plot(content.dimensions)
+    return section("Both spaces", note, plot_card(content.spaces)) + section(
+        "Dimension by dimension", below, plot_card(content.dimensions)
     )
 
 
@@ -237,18 +212,18 @@ def _similarity_section(content: PeopleContent) -> str:
         f"network's by {content.measure}. Colours are ranks among all pairs, dark is alike; the diagonal is "
         "not compared."
     )
-    return _section("What is alike", note, _plot(content.similarities) + _group_tiles(found))
+    return section("What is alike", note, plot_card(content.similarities) + _group_tiles(found))
 
 
 def _group_tiles(found: SimilarityFit) -> str:
     if not found.within_groups:
         return ""
     tiles = [
-        _tile(f"Pairs inside {name}", _signed(value), "Spearman’s ρ")
+        tile(f"Pairs inside {name}", signed(value), "Spearman’s ρ")
         for name, value in found.within_groups.items()
     ]
     if found.between_groups is not None:
-        tiles.append(_tile("Pairs of different groups", _signed(found.between_groups), "Spearman’s ρ"))
+        tiles.append(tile("Pairs of different groups", signed(found.between_groups), "Spearman’s ρ"))
     return f'<dl class="tiles">{"".join(tiles)}</dl>'
 
 
@@ -259,7 +234,7 @@ def _layers_section(content: PeopleContent) -> str:
         f"{content.num_layers} layers from the input (top) to the output. To name the best of them is to "
         "choose on the data that it is judged by: its figure is too high for a new set of judgments."
     )
-    return _section("Layer by layer", note, _plot(content.layers))
+    return section("Layer by layer", note, plot_card(content.layers))
 
 
 def _order_section(content: PeopleContent) -> str:
@@ -268,7 +243,7 @@ def _order_section(content: PeopleContent) -> str:
     faults = "".join(
         f'<p class="fault">{html.escape(check.fault)}</p>' for check in content.checks if check.fault
     )
-    return _section("Which row is which image", "", f'<ul class="read">{items}</ul>{faults}')
+    return section("Which row is which image", "", f'<ul class="read">{items}</ul>{faults}')
 
 
 def _limits_section(content: PeopleContent) -> str:
@@ -284,7 +259,7 @@ def _limits_section(content: PeopleContent) -> str:
             "images that it has not seen may be lower."
         )
     items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
-    return _section("What these figures do not say", "", f'<ul class="read">{items}</ul>')
+    return section("What these figures do not say", "", f'<ul class="read">{items}</ul>')
 
 
 def _details_section(content: PeopleContent) -> str:
@@ -292,41 +267,4 @@ def _details_section(content: PeopleContent) -> str:
         f"<div><dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd></div>"
         for key, value in content.details.items()
     )
-    return _section("Details", "", f'<dl class="card details">\n{rows}\n</dl>')
-
-
-def _section(heading: str, note: str, body: str) -> str:
-    paragraph = f'<p class="note">{html.escape(note)}</p>\n' if note else ""
-    return f"<section>\n<h2>{html.escape(heading)}</h2>\n{paragraph}{body}\n</section>"
-
-
-def _plot(picture: Picture) -> str:
-    # A PNG states its size at the bytes 16 to 24; with it the page does not jump while it loads.
-    width, height = (int.from_bytes(picture.wide_png[i : i + 4], "big") // PIXEL_DENSITY for i in (16, 20))
-    phone = f'<source media="(max-width: 640px)" srcset="{_data_uri(picture.phone_png)}">'
-    size = f'width="{width}" height="{height}"'
-    image = f'<img {size} alt="{html.escape(picture.alt)}" src="{_data_uri(picture.wide_png)}">'
-    return f'<div class="card plot"><picture>{phone}{image}</picture></div>'
-
-
-def _data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
-
-
-def _tile(label: str, figure: str, note: str = "") -> str:
-    small = f'<dd class="note">{html.escape(note)}</dd>' if note else ""
-    shown = f'<dd class="figure">{html.escape(figure)}</dd>'
-    return f'<div class="tile"><dt>{html.escape(label)}</dt>{shown}{small}</div>'
-
-
-def _p_text(p: float) -> str:
-    return f"p = {p:.3f}" if p >= 0.0015 else f"p = {p:.1g}"
-
-
-def _signed(value: float) -> str:
-    text = f"{value:.2f}"
-    return "0.00" if text == "-0.00" else text.replace("-", "−")
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+    return section("Details", "", f'<dl class="card details">\n{rows}\n</dl>')

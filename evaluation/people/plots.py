@@ -83,8 +83,8 @@ def plot_spaces(
         style_axes(axes)
         axes.grid(color="#eef1f4", linewidth=0.8)
         axes.set_axisbelow(True)
-        axes.set_aspect("equal", adjustable="datalim")
-        axes.margins(0.1)
+        axes.set_aspect("equal", adjustable="box")
+        _square_limits(axes, np.concatenate([human[:, chosen], model[:, chosen]]))
         for set_label, dimension in ((axes.set_xlabel, pair[0]), (axes.set_ylabel, pair[1])):
             set_label(f"dimension {dimension + 1}  (r = {fit.correlations[dimension]:.2f})")
     hollow: dict[str, Any] = {"marker": "D", "markerfacecolor": "white", "markeredgecolor": ORANGE}
@@ -104,6 +104,14 @@ def plot_spaces(
     return figure
 
 
+def _square_limits(axes: Axes, points: Array) -> None:
+    """The same span on both axes, around the marked points: samples far out would leave them no room."""
+    centre = (points.min(0) + points.max(0)) / 2
+    half = max(0.62 * float(np.ptp(points, axis=0).max()), 1e-9)
+    axes.set_xlim(centre[0] - half, centre[0] + half)
+    axes.set_ylim(centre[1] - half, centre[1] + half)
+
+
 def plot_dimensions(fit: SpaceFit, *, width_inches: float = WIDE_INCHES) -> Figure:
     """Each human dimension: r in the fit with its interval, r outside it, and R² of ridge regression."""
     count = fit.num_dimensions
@@ -113,7 +121,7 @@ def plot_dimensions(fit: SpaceFit, *, width_inches: float = WIDE_INCHES) -> Figu
     intervals = np.array(fit.correlation_intervals)
     axes.axvline(0, color=MUTED, linewidth=0.8)
     axes.hlines(places - 0.16, intervals[:, 0], intervals[:, 1], color=BLUE, linewidth=1.4, alpha=0.5)
-    axes.plot(fit.correlations, places - 0.16, "o", color=BLUE, markersize=6, label="r after the fit")
+    axes.plot(fit.correlations, places - 0.16, "o", color=BLUE, markersize=6, label="r inside the fit")
     hollow: dict[str, Any] = {"color": "white", "markeredgecolor": BLUE, "markersize": 5.5}
     axes.plot(fit.held_out_correlations, places, "D", **hollow, label="r outside the fit")
     lowest = min(float(intervals.min()), min(fit.held_out_correlations), 0.0)
@@ -131,8 +139,8 @@ def plot_dimensions(fit: SpaceFit, *, width_inches: float = WIDE_INCHES) -> Figu
     axes.set_ylim(count - 0.5, -0.6)
     axes.set_xlim(min(lowest - 0.06, -0.06), 1.02)
     style_axes(axes, grid="x")
+    axes.spines["left"].set_visible(False)  # zero has a line of its own
     axes.tick_params(axis="y", labelcolor=INK)
-    axes.set_axisbelow(True)
     columns = 1 if width_inches < 6 else 4
     figure.legend(
         loc="outside upper left", ncols=columns, frameon=False, fontsize=SMALL_POINTS, labelcolor=INK

@@ -17,9 +17,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from evaluation.people.analysis import Measured, OrderCheck, Question
+from evaluation.people.html_parts import Picture
 from evaluation.people.matching import groups_of
 from evaluation.people.measuring import Results
-from evaluation.people.page import PeopleContent, Picture, render_page, ridge_r2
+from evaluation.people.page import PeopleContent, render_page, ridge_r2
 from evaluation.people.plots import plot_dimensions, plot_layers, plot_similarities, plot_spaces
 from evaluation.plot_style import PHONE_INCHES, WIDE_INCHES, png_bytes
 from evaluation.predict import TrainedModel
