@@ -150,7 +150,8 @@ def _question(options: argparse.Namespace, folder: Path, manifest: Manifest) -> 
 
     index = load_index(folder, manifest, options.split)  # ValueError where there is no such split
     keys = load_keys(folder, manifest, options.split)
-    others = {name: entry.num_samples for name, entry in manifest.splits.items() if name != options.split}
+    others = {str(name): entry.num_samples for name, entry in manifest.splits.items()}
+    others.pop(options.split)
     sample_order = None if options.order == SORTED else read_order(Path(options.order))
     class_order = None if options.class_order == SORTED else read_order(Path(options.class_order))
     rules: list[str] = []

@@ -88,7 +88,10 @@ def extract_features(
     """
     recipe, network = trained.recipe, model or trained.model
     captured: dict[str, list[NDArray[np.float32]]] = {name: [] for name in layers}
-    colours, thumbnails, labels, ids = [], [], [], []
+    colours: list[NDArray[np.float32]] = []
+    thumbnails: list[NDArray[np.float32]] = []
+    labels: list[NDArray[np.int64]] = []
+    ids: list[NDArray[np.int64]] = []
     with distributed() as ranks:
         plan = LoaderPlan.validation(folder, manifest, recipe.validation, recipe.data, ranks, split)
         source = build_loader(loader, plan)

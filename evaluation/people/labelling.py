@@ -55,8 +55,10 @@ def place_labels(
     texts = [axes.text(0, 0, name, fontsize=points_size, **style) for name in names]
     sizes = []
     for text in texts:
-        box = text.get_window_extent(renderer)
-        sizes.append((box.width, box.height * 0.86))  # the box has room for accents that names rarely have
+        extent = text.get_window_extent(renderer)
+        sizes.append(
+            (extent.width, extent.height * 0.86)
+        )  # the box has room for accents that names rarely have
     distances = np.linalg.norm(places[:, None] - hidden[None], axis=2)
     crowding = np.sort(distances, axis=1)[:, : min(6, len(hidden))].mean(1)
     taken: list[tuple[float, float, float, float]] = []

@@ -139,25 +139,28 @@ def _find_all(
     listed: Sequence[str], names: Sequence[str], people: HumanMatrix, noun: str, *, is_path: bool
 ) -> NDArray[np.int64]:
     """The ordinal of each listed name; a path may be given whole, as a file name, or without its ending."""
-    if twice := [name for name, count in Counter(listed).items() if count > 1]:
-        raise ValueError(f"{people.path}: {twice[0][:80]!r} is there twice")
     forms = (_whole, _file_name, _stem) if is_path else (_whole, _plain)
-    for form in forms:
-        places: dict[str, int] = {}
-        counts = Counter(form(name) for name in names)
-        for ordinal, name in enumerate(names):
-            places[form(name)] = ordinal
-        if all(counts[form(name)] == 1 for name in listed):
-            return np.array([places[form(name)] for name in listed], dtype=np.int64)
-    known = {form(name) for form in forms for name in names}
-    lost = next((name for name in listed if not any(form(name) in known for form in forms)), None)
-    if lost is None:
-        raise ValueError(f"{people.path}: its names fit several of the {noun}: give whole source keys")
-    near = difflib.get_close_matches(
-        forms[-1](lost), [forms[-1](name) for name in names[:5000]], n=1, cutoff=0.5
-    )
-    hint = f"the nearest is {near[0]!r}" if near else f"they are called, for example, {names[0]!r}"
-    raise ValueError(f"{people.path}: {lost[:80]!r} is none of the {noun}; {hint}")
+    places: list[dict[str, list[int]]] = [{} for _ in forms]
+    for ordinal, name in enumerate(names):
+        for form, by_name in zip(forms, places, strict=True):
+            by_name.setdefault(form(name), []).append(ordinal)
+    targets = []
+    for name in listed:
+        # The fullest form in which there is such a name decides.
+        found = next((by[form(name)] for form, by in zip(forms, places, strict=True) if form(name) in by), [])
+        if len(found) > 1:
+            raise ValueError(
+                f"{people.path}: {name[:80]!r} fits several of the {noun}: give whole source keys"
+            )
+        if not found:
+            known = list(places[-1])[:5000]
+            near = difflib.get_close_matches(forms[-1](name), known, n=1, cutoff=0.5)
+            hint = f"the nearest is {near[0]!r}" if near else f"they are called, for example, {names[0]!r}"
+            raise ValueError(f"{people.path}: {name[:80]!r} is none of the {noun}; {hint}")
+        targets += found
+    if twice := [target for target, count in Counter(targets).items() if count > 1]:
+        raise ValueError(f"{people.path}: {names[twice[0]]!r} is there twice")
+    return np.array(targets, dtype=np.int64)
 
 
 def _whole(name: str) -> str:

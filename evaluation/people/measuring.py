@@ -18,10 +18,11 @@ from data_prep.progress import progress_bar
 from evaluation.people.analysis import Measured, Question, measure_features
 from evaluation.people.features import SplitFeatures, extract_features, untrained_copy
 from evaluation.people.layers import PENULTIMATE
+from evaluation.people.similarity import Measure
 from evaluation.predict import TrainedModel
 
 # So few numbers an image have no correlation worth the name: their distance it is.
-PIXEL_MEASURE = "euclidean"
+PIXEL_MEASURE: Measure = "euclidean"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Measure = Literal["correlation", "cosine", "euclidean"]
 NUM_RESAMPLES = 1_000
-MAX_BOOTSTRAPPED = 300  # classes: ranks of 45,000 pairs a thousand times
+BOOTSTRAPPED = range(8, 301)  # rows: of fewer there is nothing to draw from, of more it takes minutes
 MIN_PAIRS = 6
 
 
@@ -32,7 +32,7 @@ class SimilarityFit:
 
     Attributes:
         spearman: over all pairs of different rows.
-        interval: 95%, bootstrap over rows; None where there are more than 300 rows.
+        interval: 95%, bootstrap over rows; None for fewer than 8 rows and more than 300.
         permutation_p: one-sided Mantel test: (1 + permutations as high) / (1 + permutations).
         within_groups: group → Spearman over the pairs inside it.
         between_groups: over pairs of different groups; None without groups.
@@ -99,7 +99,7 @@ def compare_similarities(
             between = rank_correlation(model[first, second][apart], human[first, second][apart])
     return SimilarityFit(
         spearman=spearman,
-        interval=_interval(model, human, generator) if num_rows <= MAX_BOOTSTRAPPED else None,
+        interval=_interval(model, human, generator) if num_rows in BOOTSTRAPPED else None,
         permutation_p=float((1 + (permuted >= spearman - 1e-12).sum()) / (1 + num_permutations)),
         num_rows=num_rows,
         num_pairs=len(first),
