@@ -216,7 +216,7 @@ def _check_agreement(derived: tuple[Array, Matching, str], judgments: HumanSide)
     values, matching, _ = derived
     place = {target: row for row, target in enumerate(matching.targets.tolist())}
     shared = [(place[t], row) for row, t in enumerate(judgments.matching.targets.tolist()) if t in place]
-    if len(shared) < 4:
+    if len(shared) < 8:  # of so few pairs a correlation says nothing
         return []
     ours, theirs = (np.array(rows) for rows in zip(*shared, strict=True))
     first, second = np.triu_indices(len(shared), 1)

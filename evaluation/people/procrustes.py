@@ -93,6 +93,8 @@ def fit_spaces(
         raise ValueError("the features hold values that are no finite numbers")
     if np.allclose(features, features[0]):
         raise ValueError("the features are the same for all rows: there is nothing to compare")
+    num_features = features.shape[1]
+    features = rotated(features)
     generator = np.random.default_rng(seed)
     scores, explained = principal_components(features, human.shape[1])
     fitted_human, fitted_model, disparity = procrustes(human, scores)
@@ -108,7 +110,7 @@ def fit_spaces(
     scale = float(np.linalg.norm(human - human.mean(0)))
     return SpaceFit(
         num_rows=len(human),
-        num_features=features.shape[1],
+        num_features=num_features,
         num_dimensions=human.shape[1],
         explained_variance=explained,
         disparity=disparity,
@@ -125,6 +127,21 @@ def fit_spaces(
         human=fitted_human * scale + human.mean(0),
         model=fitted_model * scale + human.mean(0),
     )
+
+
+def rotated(features: Array) -> Array:
+    """The features, centred and turned into as few columns as there are rows at most.
+
+    PCA, Procrustes analysis and ridge regression depend on products of rows only, which a rotation leaves as
+    they
+    are: nothing of rows that are left out later gets into a fit, and a hundred thousand features cost no more
+    than the rows do.
+    """
+    centred = features - features.mean(0)
+    if centred.shape[1] <= len(centred):
+        return centred
+    left, values, _ = np.linalg.svd(centred, full_matrices=False)
+    return left * values
 
 
 def principal_components(features: Array, num_components: int) -> tuple[Array, float]:

@@ -45,24 +45,15 @@ class RidgeFit:
 
 def fit_ridge(features: Array, human: Array, groups: NDArray[np.int64] | None, seed: int = 0) -> RidgeFit:
     """Ridge regression of `human` (rows, D) on `features` (rows, F), cross-validated."""
-    reduced = _rotated(features)
+    centred = features - features.mean(0)
+    scaled = centred * (np.sqrt(len(features)) / np.linalg.norm(centred))  # the penalties are for this scale
     rows = np.random.default_rng(seed).permutation(
         len(human)
     )  # every row a group of its own, in random order
     new_classes = None
     if groups is not None and len(np.unique(groups)) >= 4:
-        new_classes = _held_out_r2(reduced, human, _in_random_order(groups, seed))
-    return RidgeFit(_held_out_r2(reduced, human, rows), new_classes)
-
-
-def _rotated(features: Array) -> Array:
-    """The features in as few columns as there are rows at most, and of total variance 1.
-
-    Ridge regression depends on products of rows only, which a rotation leaves as they are: nothing of the
-    rows left out gets into the fit.
-    """
-    left, values, _ = np.linalg.svd(features - features.mean(0), full_matrices=False)
-    return left * (values * np.sqrt(len(features)) / np.linalg.norm(values))
+        new_classes = _held_out_r2(scaled, human, _in_random_order(groups, seed))
+    return RidgeFit(_held_out_r2(scaled, human, rows), new_classes)
 
 
 def _in_random_order(groups: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
