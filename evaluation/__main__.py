@@ -16,6 +16,7 @@ import sys
 COMMANDS = {
     "report": "evaluation.report.command",
     "compare": "evaluation.compare.command",
+    "people": "evaluation.people.command",
     "kfold": "evaluation.kfold.command",
     "audit": "evaluation.audit.command",
 }

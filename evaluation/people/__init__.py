@@ -1,0 +1,1 @@
+"""A network's representation against people's: Procrustes fit, regression, representational similarity."""
