@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +23,10 @@ NOTEBOOK = ROOT / "notebooks" / "quickstart.ipynb"
 MAX_CODE_CELLS = 14
 TINY = """
 NUM_IMAGES = 160
-SETTINGS = ["model.name=test_resnet", "data.resolution=32", "validation.resolution=32", "data.num_workers=0"]
-SETTINGS += ["schedule.phases=[{kind: one_cycle, epochs: 1}]", "lr_finder.enabled=false", "lr_finder.use=false"]
-SETTINGS += ["tracking.mlflow=false", "run.preflight=false", "precision.mode=fp32"]
+SETTINGS = ["model.name=test_resnet", "data.resolution=32", "validation.resolution=32"]
+SETTINGS += ["schedule.phases=[{kind: one_cycle, epochs: 1}]", "lr_finder={enabled: false, use: false}"]
+SETTINGS += ["data.loader=reference", "data.num_workers=0", "run.preflight=false"]
+SETTINGS += ["tracking.mlflow=false", "precision.mode=fp32"]
 """
 SHOWN = """
 import json
@@ -49,7 +55,9 @@ def test_the_stored_notebook_is_valid_short_and_empty() -> None:
     for name, cell in cells.items():
         assert cell.outputs == [] and cell.execution_count is None, name
         assert not re.search(r"^\s*[!%]", cell.source, re.MULTILINE), f"{name}: a failed ! line goes on"
-    assert [name for name, cell in cells.items() if "parameters" in cell.metadata.get("tags", [])] == ["parameters"]
+    assert [name for name, cell in cells.items() if "parameters" in cell.metadata.get("tags", [])] == [
+        "parameters"
+    ]
 
 
 def test_the_stored_notebook_names_no_machine() -> None:
@@ -58,6 +66,79 @@ def test_the_stored_notebook_names_no_machine() -> None:
         text = cell.source if cell.cell_type == "code" else cell.source.replace("/content/", "")
         assert not re.search(r"""["'`\s(=](/|~/|[A-Z]:\\\\)\w+""", text), cell.id
         assert "://" not in text, cell.id
+
+
+def run_install_cell(folder: Path, before: str = "", **changes: str) -> subprocess.CompletedProcess[str]:
+    source = code_cells(read_notebook())["install"].source
+    for old, new in changes.items():
+        source = re.sub(rf"^{old} = .*$", f"{old} = {new!r}", source, flags=re.MULTILINE)
+    words = [sys.executable, "-c", before + source]
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=60)
+
+
+def test_without_a_checkout_the_first_cell_asks_for_the_repository(tmp_path: Path) -> None:
+    result = run_install_cell(tmp_path)
+    assert result.returncode == 1 and "set REPOSITORY to the address" in result.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_first_cell_clones_and_installs_only_what_is_missing(tmp_path: Path) -> None:
+    origin, elsewhere = tmp_path / "origin", tmp_path / "elsewhere"
+    for name in ("data_prep/__init__.py", "configs/demo.yaml"):
+        (origin / name).parent.mkdir(parents=True)
+        (origin / name).touch()
+    (origin / "constraints.txt").write_text("# pins\nTorch==0.0.1\nnot_here==1.0\n")
+    # Found before pip itself, as the clone is the working folder: nothing is really installed.
+    (origin / "pip.py").write_text("import sys; print(sys.argv[1:])")
+    git = ["git", "-C", str(origin), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *words], check=True)
+    elsewhere.mkdir()
+    nothing_there = "import importlib.util\nimportlib.util.find_spec = lambda name: None\n"
+    result = run_install_cell(elsewhere, nothing_there, REPOSITORY=str(origin))
+    clone = elsewhere / "imagenet-sprint"
+    assert result.returncode == 0 and f"the project is in {clone}" in result.stdout, result.stderr
+    assert "'--constraint', '.setup/missing.txt', '--editable', '.[augment]'" in result.stdout
+    assert (clone / ".setup" / "missing.txt").read_text() == "# pins\nnot_here==1.0"
+    everything_there = nothing_there.replace("None", "name")
+    again = run_install_cell(elsewhere, everything_there)  # as after a restart of the session
+    assert again.returncode == 0 and "install" not in again.stdout
+
+
+@pytest.fixture
+def run_helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """The notebook's `run`, its working folder an empty one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which the cell would set, too
+    names: dict[str, Any] = {"os": os, "re": re, "subprocess": subprocess, "sys": sys, "Path": Path}
+    names |= {"NAME": "quickstart", "RUNS": "runs"}
+    exec(code_cells(read_notebook())["helpers"].source, names)
+    return names["run"]
+
+
+def test_a_failed_command_stops_the_cell_with_its_own_sentence(run_helper: Callable[..., None]) -> None:
+    with pytest.raises(RuntimeError, match=r"^error: .*nowhere.* does not exist"):
+        run_helper("-m", "data_prep", "prepare", "--source", "nowhere", "--out", "data")
+    with pytest.raises(RuntimeError, match="exit code 3"):
+        run_helper("-c", "raise SystemExit(3)")
+
+
+def test_a_stop_reaches_the_command_which_may_still_save(
+    run_helper: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = (
+        "import os, signal, time\n"
+        "try:\n os.kill(os.getppid(), signal.SIGINT); time.sleep(60)\n"
+        "except KeyboardInterrupt: print('saved')\n"
+    )
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)  # workers of pytest-xdist ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt, match="run the cell again"):
+            run_helper("-c", command)
+    finally:
+        signal.signal(signal.SIGINT, former)
+    assert "saved" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +155,10 @@ def execute(notebook: Any, workplace: Path, monkeypatch: pytest.MonkeyPatch, **o
     for name, value in environment().items():
         monkeypatch.setenv(name, value)  # the kernel inherits them
     client = NotebookClient(
-        notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(workplace / "notebooks")}}
+        notebook,
+        timeout=900,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(workplace / "notebooks")}},
     )
     return client.execute(**options)
 
