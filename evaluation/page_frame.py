@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-TEMPLATE = Path(__file__).with_name("report_template.html")
+TEMPLATE = Path(__file__).parent / "report" / "template.html"
 
 PAGE = """<!doctype html>
 <html lang="en">

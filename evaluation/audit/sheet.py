@@ -21,7 +21,7 @@ from evaluation.plot_style import (
     new_figure,
     plain_text,
 )
-from evaluation.prediction_grid import centre_square
+from evaluation.report.prediction_grid import centre_square
 from evaluation.text import percent_text
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from evaluation.plot_style import CSS_PIXELS_PER_INCH, INK, PIXEL_DENSITY
@@ -43,7 +44,7 @@ def place_labels(
     """
     figure = axes.figure
     canvas = figure.canvas
-    assert isinstance(canvas, FigureCanvasAgg)
+    assert isinstance(canvas, FigureCanvasAgg) and isinstance(figure, Figure)
     figure.draw_without_rendering()
     renderer = canvas.get_renderer()
     pixels = CSS_PIXELS_PER_INCH * PIXEL_DENSITY / 100
