@@ -26,6 +26,7 @@ SUMMARY_FIELDS = {
     *("final_top1", "final_top5", "best_top1", "best_top5", "best_epoch", "validation_resolution", "epochs"),
     *("world_size", "num_parameters", "images_per_second", "data_wait_fraction", "wall_seconds", "cost_usd"),
     *("planned_epochs", "validation", "views", "mfu", "memory_bytes", "skipped_steps"),
+    *("weights_at_start", "weights_note"),
     *("mlflow_run_id", "damaged_samples", "stopped_because", "checkpoint", "checkpoint_sha256"),
 }
 
@@ -51,6 +52,7 @@ def finished(prepared: tuple[Path, Manifest], tmp_path_factory: pytest.TempPathF
 def test_run_folder_is_complete(finished: Path) -> None:
     summary = read_json(finished / "summary.json")
     assert set(summary) == SUMMARY_FIELDS
+    assert (summary["weights_at_start"], summary["weights_note"]) == ("random", "random weights")
     assert summary["epochs"] == 3 and summary["world_size"] == 2 and summary["stopped_because"] == "finished"
     assert 0 <= summary["final_top1"] <= summary["best_top1"] <= 1 == summary["final_top5"]
     assert read_json(finished / "status.json")["status"] == "finished"

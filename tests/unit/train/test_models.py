@@ -191,6 +191,7 @@ def test_bce_bias_begins_at_one_over_the_classes(library: str, name: str) -> Non
 def test_pretrained_torchvision_heads_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     untrained = torchvision.models.get_model
     monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights: untrained(name))
+    monkeypatch.setattr("train.models.hub.answers", lambda *arguments: True)
     model = build("torchvision", "resnet18", pretrained=True, activation="silu", head={"hidden": [4]})
     assert model(images()).shape == (2, 7) and isinstance(model.fc, Head)
     assert build("torchvision", "squeezenet1_1", pretrained=True)(images(64)).shape == (2, 7)
