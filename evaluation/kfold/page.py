@@ -28,7 +28,11 @@ def kfold_page(
     figures = [("top1", "Top-1", pooled.top1, pooled.top1_interval)]
     figures += [("top5", "Top-5", pooled.top5, pooled.top5_interval)] if has_top5 else []
     headline = [
-        (f"{name}, mean of {num_folds} folds", spread_text(results.mean[key], results.std[key]), "± one std")
+        (
+            f"{name}, mean of {num_folds} folds",
+            f"{results.mean[key]:.1%}",
+            f"± {100 * results.std[key]:.1f} points, one standard deviation",
+        )
         for key, name, _, _ in figures
     ]
     headline += [

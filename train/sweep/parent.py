@@ -12,7 +12,7 @@ from train.config import TrackingSection
 from train.tracking.mlflow_client import tracking_uri
 from train.tracking.mlflow_run import MlflowRun
 
-OPEN_SECONDS = 30.0
+OPEN_SECONDS = 120.0  # for a slow one; where it is down, that is known at once
 
 
 class ParentRun:
