@@ -201,9 +201,9 @@ MEANINGS = {
     "(weights, gradients and optimizer included), in a process of its own on this machine: on a CPU its "
     "resident memory above what it was before the network was built, on CUDA what torch allocated. Not "
     "measured where the run recorded a GPU’s.",
-    "inference_memory_bytes_1": "Peak of a forward pass of one image, weights included, in a process of its own "
-    "on this machine: on a CPU its resident memory above what it was before the network was built, on CUDA what "
-    "torch allocated.",
+    "inference_memory_bytes_1": "Peak of a forward pass of one image, weights included, in a process of its "
+    "own on this machine: on a CPU its resident memory above what it was before the network was built, on "
+    "CUDA what torch allocated.",
     "inference_memory_bytes_64": "The same of 64 images.",
     "images_per_second": "Over the whole training, of all ranks, as recorded there, on the hardware named "
     "below it; validations are not in it.",
