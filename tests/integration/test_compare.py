@@ -141,9 +141,7 @@ def test_metric_histories_are_enough_for_the_curves(
     assert (tmp_path / "out" / "curves.png").is_file() and found["is_paired"] is False
     for entry in found["runs"]:
         figures, former = entry["figures"], before[entry["name"]]
-        same = (
-            *("best_top1", "final_top1", "best_epoch", "epochs_to_near_best", "forward_flops"),
-            *("wall_seconds", "largest_drop", "loss_spikes", "images_per_second", "num_parameters"),
-        )
+        same = ["best_top1", "final_top1", "best_epoch", "epochs_to_near_best", "forward_flops"]
+        same += ["wall_seconds", "largest_drop", "loss_spikes", "images_per_second", "num_parameters"]
         assert {key: figures.get(key) for key in same} == {key: former.get(key) for key in same}
         assert any("best.pt" in note for note in entry["notes"])
