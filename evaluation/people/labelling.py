@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from evaluation.plot_style import CSS_PIXELS_PER_INCH, INK, PIXEL_DENSITY
@@ -41,9 +42,8 @@ def place_labels(
     Returns:
         How many names were left out.
     """
-    figure = axes.figure
-    canvas = figure.canvas
-    assert isinstance(canvas, FigureCanvasAgg)
+    figure, canvas = axes.figure, axes.figure.canvas
+    assert isinstance(figure, Figure) and isinstance(canvas, FigureCanvasAgg)
     figure.draw_without_rendering()
     renderer = canvas.get_renderer()
     pixels = CSS_PIXELS_PER_INCH * PIXEL_DENSITY / 100
