@@ -13,7 +13,7 @@ PLAIN_LINE_SECONDS = 15.0
 def progress_bar(
     total: int, description: str, enabled: bool = True, initial: int = 0, unit: str = "img"
 ) -> tqdm[Any]:
-    """A bar over `total` images (or bytes, with unit "B"); a context manager, `update()` for each."""
+    """A bar over `total` images, bytes (unit "B") or units; a context manager, `update()` for each."""
     in_bytes = unit == "B"
     common: dict[str, Any] = {
         "total": total,
@@ -24,7 +24,7 @@ def progress_bar(
     }
     if sys.stderr.isatty():
         return tqdm(**common, unit_scale=in_bytes)
-    noun = "" if in_bytes else " images"
+    noun = "" if in_bytes else " images" if unit == "img" else f" {unit}s"
     return tqdm(
         **common,
         unit_scale=in_bytes,

@@ -42,9 +42,8 @@ def place_labels(
     Returns:
         How many names were left out.
     """
-    figure = axes.figure
-    canvas = figure.canvas
-    assert isinstance(canvas, FigureCanvasAgg) and isinstance(figure, Figure)
+    figure, canvas = axes.figure, axes.figure.canvas
+    assert isinstance(figure, Figure) and isinstance(canvas, FigureCanvasAgg)
     figure.draw_without_rendering()
     renderer = canvas.get_renderer()
     pixels = CSS_PIXELS_PER_INCH * PIXEL_DENSITY / 100

@@ -13,6 +13,7 @@ from torch import nn
 
 from data_prep.manifest import Manifest, load_index, load_keys
 from evaluation.__main__ import main
+from evaluation.people import command
 from evaluation.people.layers import LayerCapture, choose_layers, list_layers, pooled
 from tests.integration.launch import TINY_RECIPE
 from train.checkpoint.store import CHECKPOINT_VERSION
@@ -197,3 +198,21 @@ def test_pooling_finds_the_pixels_wherever_the_channels_are() -> None:
     assert pooled(maps, "mean") == pytest.approx(maps.mean((2, 3)))
     assert pooled(maps.permute(0, 2, 3, 1), "mean") == pytest.approx(maps.mean((2, 3)))
     assert pooled(maps, "flatten").shape == (2, 112)
+
+
+def test_figures_go_to_the_mlflow_run_that_the_summary_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[tuple[object, ...]] = []
+
+    def record(*arguments: object) -> None:
+        logged.append(arguments)
+
+    monkeypatch.setattr("train.tracking.mlflow_client.add_to_run", record)
+    figures = {"people_disparity": 0.5}
+    command._log_to_mlflow(tmp_path, "http://named:5000", tmp_path / "people", figures)
+    assert logged == []  # no summary: the run has not ended, or is somebody else's
+    (tmp_path / "recipe.yaml").write_text(TINY_RECIPE)
+    (tmp_path / "summary.json").write_text('{"mlflow_run_id": "abc"}')
+    command._log_to_mlflow(tmp_path, "http://named:5000", tmp_path / "people", figures)
+    assert logged == [("http://named:5000", "abc", tmp_path / "people", "people", figures)]
