@@ -138,7 +138,7 @@ def test_a_stop_reaches_the_command_which_may_still_save(
             run_helper("-c", command)
     finally:
         signal.signal(signal.SIGINT, former)
-    assert "saved" in capsys.readouterr().out
+    assert "\nsaved\n" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
