@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 
 from evaluation.metrics import finite_number
 
+# Rows may come from anybody; a figure that is larger is none, and no axis could show it.
+MOST_EPOCHS, MOST_VALUE = 1e6, 1e15
+FRACTIONS = ("top1", "top5")
+
 
 @dataclass(frozen=True, eq=False)
 class Curve:
@@ -29,15 +33,18 @@ class Curve:
 
 
 def curve(rows: Sequence[Mapping[str, Any]], split: str, field: str) -> Curve:
-    """One field of one split; what is missing or no finite number is passed over.
+    """One field of one split; what is missing, no finite number or out of all reason is passed over.
 
     Where a resumed run wrote a moment twice, the later row counts.
     """
     points: dict[float, float] = {}
+    most = 1.0 if field in FRACTIONS else MOST_VALUE
     for row in rows:
         if row.get("split") == split:
             epoch, value = finite_number(row.get("epoch")), finite_number(row.get(field))
-            if epoch is not None and value is not None:
+            if epoch is None or value is None:
+                continue
+            if 0 <= epoch <= MOST_EPOCHS and -MOST_VALUE <= value <= most:
                 points[epoch] = value
     ordered = sorted(points.items())
     table = np.array(ordered, dtype=np.float64).reshape(-1, 2)

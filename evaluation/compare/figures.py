@@ -18,6 +18,7 @@ from evaluation.metrics import Predictions, finite_number, topk_accuracy, wilson
 
 NEAR_BEST = 0.01  # of top-1: "within 1 point of the best"
 COUNT_TOLERANCE = 2e-3  # of an image: summary.json holds all digits, rows of metrics.jsonl six
+MAX_HARDWARE_LENGTH = 120
 
 Figures = dict[str, Any]
 
@@ -200,7 +201,7 @@ def _speed_figures(run: ComparedRun) -> Figures:
         )
     stopped = record.summary.get("stopped_because")
     figures["stopped_because"] = str(stopped)[:40] if stopped else None if record.summary else "did not end"
-    figures["hardware"] = record.hardware
+    figures["hardware"] = record.hardware and record.hardware[:MAX_HARDWARE_LENGTH]
     return figures
 
 

@@ -63,7 +63,8 @@ def write_comparison(out_dir: Path, comparison: Comparison, *, split: str) -> Co
         csv=replace_file(out_dir / "compare.csv", _utf8(csv_table(comparison.runs))),
         markdown=replace_file(out_dir / "compare.md", _utf8(_markdown(comparison))),
         json=replace_file(
-            out_dir / "compare.json", _utf8(json.dumps(as_json(comparison, split), indent=1) + "\n")
+            out_dir / "compare.json",
+            _utf8(json.dumps(as_json(comparison, split), indent=1, allow_nan=False) + "\n"),
         ),
         html=replace_file(out_dir / "compare.html", _utf8(page)),
     )

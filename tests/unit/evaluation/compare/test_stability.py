@@ -128,6 +128,9 @@ def test_curve_takes_the_later_row_and_passes_over_what_is_no_number():
         {"split": "val", "epoch": 3, "top1": None},
         {"split": "val", "epoch": "four", "top1": 0.5},
         {"split": "val", "epoch": 5, "top1": float("nan")},
+        {"split": "val", "epoch": 6, "top1": 7.5},
+        {"split": "val", "epoch": 1e300, "top1": 0.5},
+        {"split": "val", "epoch": -1, "top1": 0.5},
     ]
     found = curve(rows, "val", "top1")
     assert (found.epochs.tolist(), found.values.tolist()) == ([1, 2], [0.2, 0.9])
