@@ -106,8 +106,9 @@ def choose_layers(layers: Sequence[Layer], words: Sequence[str]) -> list[str]:
 def _main_layers(layers: Sequence[Layer]) -> list[str]:
     """Layers at most one level inside the model, one an output: the shortest name, then the last one."""
     by_output: dict[tuple[int, int], Layer] = {}
+    last_input = next((layer.storage for layer in layers if layer.name == PENULTIMATE), 0)
     for layer in layers:
-        if layer.name.count(".") > 1 or layer.name == PENULTIMATE:
+        if layer.name.count(".") > 1 or layer.name == PENULTIMATE or layer.storage == last_input:
             continue
         size = int(torch.Size(layer.shape).numel())
         before = by_output.get((layer.storage, size))

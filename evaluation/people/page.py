@@ -136,7 +136,7 @@ def _comparison_section(content: PeopleContent) -> str:
     has_space, has_similarity = content.trained.space is not None, content.trained.similarity is not None
     heads = ["Features"]
     heads += ["Similarity ρ"] if has_similarity else []
-    heads += ["r outside the fit", "r inside it", "Disparity", "Ridge R²"] if has_space else []
+    heads += ["r outside the fit", "Ridge R²", "Disparity", "r inside the fit"] if has_space else []
     head = "".join(
         f'<th scope="col" class="{"number" if place else ""}">{name}</th>' for place, name in enumerate(heads)
     )
@@ -162,9 +162,9 @@ def _comparison_row(name: str, measured: Sequence[Measured], style: str = "") ->
         cells.append(range_cell([one.spearman for one in similarities]))
     if spaces:
         cells.append(range_cell([one.held_out_mean_correlation for one in spaces]))
-        cells.append(range_cell([one.mean_correlation for one in spaces]))
-        cells.append(range_cell([one.disparity for one in spaces]))
         cells.append(range_cell([r2 for one in spaces if (r2 := ridge_r2(one)) is not None]))
+        cells.append(range_cell([one.disparity for one in spaces]))
+        cells.append(range_cell([one.mean_correlation for one in spaces]))
     return f'<tr class="{style}">{"".join(cells)}</tr>'
 
 

@@ -126,8 +126,9 @@ def plot_dimensions(fit: SpaceFit, *, width_inches: float = WIDE_INCHES) -> Figu
     axes.plot(fit.held_out_correlations, places, "D", **hollow, label="r outside the fit")
     lowest = min(float(intervals.min()), min(fit.held_out_correlations), 0.0)
     if fit.ridge is not None:
+        rows = "rows" if fit.ridge.new_classes is None else "images"
         for found, colour, words in (
-            (fit.ridge.new_rows, GREEN, "R² of ridge regression, new rows"),
+            (fit.ridge.new_rows, GREEN, f"R² of ridge regression, new {rows}"),
             (fit.ridge.new_classes, ORANGE, "R² of ridge regression, new classes"),
         ):
             if found is not None:
