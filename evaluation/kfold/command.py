@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
+import os
 import signal
 import subprocess
 import sys
@@ -35,6 +37,7 @@ from train.run_folder import RECIPE_NAME, recipe_differences
 from train.sweep.parent import ParentRun
 from train.sweep.trial import StopRequest, TrialStart, run_trial, training_command, wait_for_orphan
 from train.tracking.console import duration
+from train.tracking.mlflow_client import tracking_uri
 
 DESCRIPTION = "k-fold cross-validation: a training a fold, figures over folds, out-of-fold predictions"
 PAGE_NAME, TABLE_NAME, PREDICTIONS_NAME = "kfold.html", "kfold.json", "oof.npz"
@@ -183,6 +186,10 @@ def _start_of(kfold: Kfold, fold: int, parent: ParentRun) -> TrialStart:
     overrides = [f"data.fold={fold}"]
     if parent.run_id is not None:
         overrides.append(f"tracking.parent_run_id={parent.run_id}")
+    tracking = kfold.recipe.tracking
+    if tracking.mlflow and tracking.uri is None and "MLFLOW_TRACKING_URI" not in os.environ:
+        # The database beside the parent, also for whoever adds a report to a fold later.
+        overrides.append(f"tracking.uri={json.dumps(tracking_uri(tracking, kfold.folder.parent))}")
     run_folder = kfold.run_folder(fold)
     return TrialStart(
         recipe=kfold.folder / RECIPE_NAME,
