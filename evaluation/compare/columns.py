@@ -226,3 +226,42 @@ MEANINGS = {
     "val_loss_deviation": "Standard deviation (n − 1) of the validation loss over the same validations.",
     "largest_drop": "From one validation to the next; 0 where it never fell.",
 }
+
+# Terms that are no line of the table.
+TERMS = (
+    (
+        "95% interval",
+        "Of an accuracy: Wilson’s score interval, within which other images of the same kind would put it. "
+        "Intervals of two runs that overlap do not mean that the runs cannot be told apart: on the same "
+        "images the paired test sees more.",
+    ),
+    (
+        "McNemar’s test",
+        "Only images count that one of two runs has right and the other wrong. If both were equally good, "
+        "each such image would be a coin’s throw; p is how often throws come out as unequal as this or "
+        "more (exact, binomial, two-sided).",
+    ),
+    (
+        "Holm’s correction",
+        "With several runs against one, some p comes out small by chance. Holm’s correction raises them so "
+        "that the whole family errs in at most 5% of cases. “Better” and “worse” are said below 0.05 after "
+        "it.",
+    ),
+    (
+        "Interval of a difference",
+        "95%, by paired bootstrap: the images drawn anew with replacement 10,000 times (seed 0), the 2.5th "
+        "and the 97.5th percentile of the difference. Where the runs differ on few images it is too narrow: "
+        "then p is to be believed, which is exact.",
+    ),
+    (
+        "What the tests do not know",
+        "They are of these images and these checkpoints. Another seed of the same training gives another "
+        "checkpoint, often a point away; and a best checkpoint chose its epoch on the validation images, "
+        "as the best run its place on these.",
+    ),
+    (
+        "Pareto front",
+        "The runs that no other one beats: none is at least as accurate and at most as costly, and better "
+        "in one of both.",
+    ),
+)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from data_prep.manifest import load_manifest
 from data_prep.storage import is_s3
-from evaluation.compare.comparison import Comparison, compare, examine
+from evaluation.compare.comparison import Comparison, compare
+from evaluation.compare.examine import examine
 from evaluation.compare.mlflow_runs import is_mlflow_reference, read_mlflow_runs
 from evaluation.compare.runs import MAX_RUNS, RunRecord, read_run_folder, with_own_names
 from evaluation.compare.write import write_comparison

@@ -5,7 +5,7 @@ Keys are those of `columns.COLUMNS`; a figure that is not known is not there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,11 @@ class ComparedRun:
     def score(self) -> float | None:
         """Top-1 on the common images, else the best of its own validations."""
         return self.figures.get("top1", self.figures.get("best_top1"))
+
+
+def with_figures(run: ComparedRun) -> ComparedRun:
+    """The same run, its figures made anew from the rest of it."""
+    return replace(run, figures=run_figures(run))
 
 
 def run_figures(run: ComparedRun) -> Figures:

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evaluation.compare.comparison import compare, examine
+from evaluation.compare.comparison import compare
+from evaluation.compare.examine import examine
 from evaluation.compare.predicted import saved_predictions
 from evaluation.compare.runs import read_run_folder
 from evaluation.predictions_file import PREDICTIONS_NAME, SavedPredictions, predictions_bytes

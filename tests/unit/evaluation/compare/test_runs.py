@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evaluation.__main__ import main
-from evaluation.compare.comparison import examine
+from evaluation.compare.examine import examine
 from evaluation.compare.figures import ComparedRun, fraction_interval, memory_of
 from evaluation.compare.mlflow_runs import is_mlflow_reference, recipe_of_parameters
 from evaluation.compare.model_cost import static_cost

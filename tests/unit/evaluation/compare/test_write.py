@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.compare.comparison import compare, with_figures
-from evaluation.compare.figures import ComparedRun
+from evaluation.compare.comparison import compare
+from evaluation.compare.figures import ComparedRun, with_figures
 from evaluation.compare.model_cost import MeasuredCost, StaticCost
 from evaluation.compare.plots import COLOURS, class_differences, pareto_front, plot_curves
 from evaluation.compare.runs import MAX_RUNS, read_run_folder, with_own_names
