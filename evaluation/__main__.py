@@ -14,7 +14,7 @@ import sys
 # Command → the module that has its DESCRIPTION, add_arguments(parser) and run(options); imported when asked
 # for, so that the lack of an optional package costs only its own command.
 COMMANDS = {
-    "report": "evaluation.report_command",
+    "report": "evaluation.report.command",
 }
 DEFAULT_COMMAND = "report"
 

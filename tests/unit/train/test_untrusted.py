@@ -21,7 +21,7 @@ import torch
 from data_prep.manifest import load_index, load_manifest
 from data_prep.sources.tree import open_tree
 from evaluation.predict import load_trained
-from evaluation.report_command import _read_summary
+from evaluation.report.command import _read_summary
 from train import micro_batch
 from train.__main__ import main
 from train.checkpoint import CHECKPOINT_VERSION, CheckpointStore, load_checkpoint, read_torch_file

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation import plots
+import evaluation
 from evaluation.metrics import Predictions, confusion_matrix, per_class_table
 from evaluation.plot_style import PHONE_INCHES, PIXEL_DENSITY, WIDE_INCHES, plain_text, png_bytes
-from evaluation.plots import plot_confusion_matrix, plot_per_class_accuracy, plot_training_curves
-from evaluation.prediction_grid import (
+from evaluation.report.plots import plot_confusion_matrix, plot_per_class_accuracy, plot_training_curves
+from evaluation.report.prediction_grid import (
     PredictedImage,
     centre_square,
     draw_predicted_images,
@@ -292,6 +292,6 @@ def test_plain_text_is_one_short_line_without_maths():
 
 def test_figures_leave_pyplot_alone():
     # In a process of its own: another test may have imported pyplot in this one.
-    program = "import sys, evaluation.report; sys.exit('matplotlib.pyplot' in sys.modules)"
-    root = Path(plots.__file__).parents[1]
+    program = "import sys, evaluation.report.write; sys.exit('matplotlib.pyplot' in sys.modules)"
+    root = Path(evaluation.__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False).returncode == 0

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from evaluation.metrics import Predictions, confusion_matrix, topk_accuracy
-from evaluation.report import write_report
+from evaluation.report.section import Section
+from evaluation.report.write import write_report
 from evaluation.text import count_text, duration_text, interval_text, percent_text
 
 HOSTILE = '<script>alert("x")</script>'
@@ -135,18 +136,18 @@ def test_pictures_of_the_page_can_be_decoded(report):
 
 def test_plots_are_shown_at_half_their_pixels(report):
     files, page, _ = report
-    for image, path in zip(page.all("img"), [files.training_curves, files.confusion_matrix], strict=False):
+    for image, path in zip(
+        page.all("img"),
+        [files.plots["training_curves.png"], files.plots["confusion_matrix.png"]],
+        strict=False,
+    ):
         assert int(image["width"]) == Image.open(path).width // 2
 
 
 def test_figures_are_written_as_png(report):
     files, _, _ = report
-    for path in (
-        files.confusion_matrix,
-        files.per_class_accuracy,
-        files.training_curves,
-        files.prediction_grid,
-    ):
+    assert len(files.plots) == 4
+    for path in files.plots.values():
         with Image.open(path) as picture:
             assert picture.format == "PNG"
             assert 400 <= picture.width <= 2100 and 200 <= picture.height <= 4000
@@ -157,6 +158,7 @@ def test_nothing_else_is_left_in_the_folder(report):
     assert {path.name for path in files.html.parent.iterdir()} == {
         "report.html",
         "report.json",
+        "predictions.npz",
         "confusion_matrix.png",
         "per_class_accuracy.png",
         "training_curves.png",
@@ -225,7 +227,7 @@ def test_report_without_a_run_leaves_its_sections_out(tmp_path):
     write(tmp_path, predictions, metrics_rows=ROWS)
     files = write(tmp_path, predictions, summary=None, details={}, num_grid_images=0)
     page = Page(files.html)
-    assert (files.training_curves, files.prediction_grid) == (None, None)
+    assert not {"training_curves.png", "prediction_grid.png"} & set(files.plots)
     # Figures of the earlier report would be taken for this one's.
     assert not (tmp_path / "training_curves.png").exists() and not (tmp_path / "prediction_grid.png").exists()
     assert page.text.count("accuracy at") == 0
@@ -235,7 +237,8 @@ def test_report_without_a_run_leaves_its_sections_out(tmp_path):
 
 @pytest.mark.parametrize("rows", [[], [{"split": "val", "epoch": 0}]])
 def test_rows_without_a_curve_are_no_error(tmp_path, rows):
-    assert write(tmp_path, make_predictions(), metrics_rows=rows, num_grid_images=0).training_curves is None
+    files = write(tmp_path, make_predictions(), metrics_rows=rows, num_grid_images=0)
+    assert "training_curves.png" not in files.plots
 
 
 def test_summary_with_holes_is_no_error(tmp_path):
@@ -263,9 +266,8 @@ def test_a_perfect_and_a_hopeless_model_can_be_reported(tmp_path):
 def test_the_same_input_gives_the_same_files(tmp_path):
     predictions = make_predictions()
     first, second = write(tmp_path / "a", predictions), write(tmp_path / "b", predictions)
-    for path in vars(first).values():
-        if path is not None:
-            assert path.read_bytes() == (second.html.parent / path.name).read_bytes()
+    for path in (first.html, first.json, first.predictions, *first.plots.values()):
+        assert path.read_bytes() == (second.html.parent / path.name).read_bytes()
 
 
 def test_only_the_images_of_the_grid_are_read(tmp_path):
@@ -360,3 +362,28 @@ def test_a_thousand_classes_take_seconds(tmp_path):
 )
 def test_numbers_read_well(text, expected):
     assert text == expected
+
+
+def test_a_section_of_a_commands_own_comes_before_the_details(tmp_path):
+    png = b"\x89PNG of a robust model"
+    section = Section(
+        f"Robust {HOSTILE}", "note", "<b>body</b>", {"robust.png": png}, {"robust": 0.5}, {"robust": 0.5}
+    )
+    files = write(tmp_path, make_predictions(), more_sections=[section], num_grid_images=0)
+    page = Page(files.html)
+    assert page.text.index(f"Robust {HOSTILE} note body") < page.text.index("Details")
+    assert (tmp_path / "robust.png").read_bytes() == png
+    assert json.loads(files.json.read_text())["robust"] == files.metrics["report_robust"] == 0.5
+    write(tmp_path, make_predictions(), num_grid_images=0)
+    assert not (tmp_path / "robust.png").exists()
+
+
+@pytest.mark.parametrize("content", ['{"files": ["../kept.png", "kept.txt", 3]}', '{"files": 1}', "[", "[]"])
+def test_a_damaged_or_hostile_earlier_report_costs_no_file(tmp_path, content):
+    out, kept = tmp_path / "report", [tmp_path / "kept.png", tmp_path / "report" / "kept.txt"]
+    out.mkdir()
+    for path in kept:
+        path.write_text("mine")
+    (out / "report.json").write_text(content)
+    write(out, make_predictions(), num_grid_images=0)
+    assert all(path.read_text() == "mine" for path in kept)

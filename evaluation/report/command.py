@@ -19,10 +19,11 @@ from PIL import Image
 
 from data_prep.manifest import load_index, load_manifest
 from data_prep.plain_json import read_json
-from data_prep.storage import is_s3
-from evaluation.metrics import topk_accuracy
+from data_prep.storage import is_s3, sha256_file
 from evaluation.predict import TrainedModel, load_trained, predict
-from evaluation.report import ReportFiles, write_report
+from evaluation.predictions_file import SavedPredictions
+from evaluation.report.write import ReportFiles, write_report
+from train.checkpoint import BEST_NAME
 from train.config import RecipeError, load_recipe
 from train.config.credentials import without_credentials
 from train.cost import find_price
@@ -31,7 +32,7 @@ from train.data.staging import stage
 from train.run_folder import METRICS_NAME, RECIPE_NAME, SUMMARY_NAME
 from train.tracking.metrics_file import read_metrics
 from train.tracking.mlflow_client import add_to_run, tracking_uri
-from train.validation import views_of
+from train.validation import View, views_of
 
 DESCRIPTION = "checkpoint + shards → report"
 
@@ -57,7 +58,17 @@ def run(options: argparse.Namespace) -> int:
     options.data = (
         stage(options.data, trained.recipe.data.stage_folder).folder if is_remote else Path(options.data)
     )
-    predictions = predict(trained, options.data, options.split, options.loader, options.resolution)
+    raw = predict(trained, options.data, options.split, options.loader, options.resolution)
+    predictions = SavedPredictions(
+        raw.logits,
+        raw.labels,
+        raw.sample_ids,
+        raw.class_names,
+        data_index_sha256=load_manifest(options.data).splits[options.split].index.sha256,
+        checkpoint_sha256=sha256_file(_checkpoint_file(options.checkpoint)),
+        split=options.split,
+        view=_view(trained, options).words,
+    )
     run_folder = _run_folder(options.checkpoint)
     out = options.out or ((run_folder or Path()) / "report")
     summary = _read_summary(run_folder)
@@ -70,19 +81,17 @@ def run(options: argparse.Namespace) -> int:
         summary=summary,
         details=_details(trained, options),
     )
-    figures = {f"report_top{k}": topk_accuracy(predictions, k) for k in (1, 5)}
     print(
-        f"top-1 {figures['report_top1']:.2%}, top-5 {figures['report_top5']:.2%} on "
+        f"top-1 {files.metrics['report_top1']:.2%}, top-5 {files.metrics['report_top5']:.2%} on "
         f"{predictions.num_samples:,} {options.split} images; report: {files.html}"
     )
     if not options.no_mlflow:
-        _log_to_mlflow(run_folder, options.tracking_uri, summary, files, figures)
+        _log_to_mlflow(run_folder, options.tracking_uri, summary, files)
     return 0
 
 
 def _details(trained: TrainedModel, options: argparse.Namespace) -> dict[str, str]:
-    headline = views_of(trained.recipe)[0]
-    view = replace(headline, resolution=options.resolution or headline.resolution)
+    view = _view(trained, options)
     price = find_price(trained.recipe.budget)
     return {
         "checkpoint": str(options.checkpoint),
@@ -95,6 +104,18 @@ def _details(trained: TrainedModel, options: argparse.Namespace) -> dict[str, st
         "cost is counted at": f"${price.usd_per_hour:.2f} an hour ({price.source})" if price else "no price",
         "command": f"python -m evaluation {options.checkpoint} --data {options.data}",
     }
+
+
+def _view(trained: TrainedModel, options: argparse.Namespace) -> View:
+    headline = views_of(trained.recipe)[0]
+    return replace(headline, resolution=options.resolution or headline.resolution)
+
+
+def _checkpoint_file(path: Path) -> Path:
+    """The file that `load_trained` reads of a run folder."""
+    if not path.is_dir():
+        return path
+    return (path if path.name == "checkpoints" else path / "checkpoints") / BEST_NAME
 
 
 def _run_folder(checkpoint: Path) -> Path | None:
@@ -140,7 +161,6 @@ def _log_to_mlflow(
     named_uri: str | None,
     summary: dict[str, Any] | None,
     files: ReportFiles,
-    figures: dict[str, float],
 ) -> None:
     run_id = (summary or {}).get("mlflow_run_id")
     if run_folder is None or run_id is None:
@@ -151,6 +171,6 @@ def _log_to_mlflow(
     except RecipeError:
         return
     uri = named_uri or tracking_uri(tracking, run_folder.parent)
-    fault = add_to_run(uri, run_id, files.html.parent, "report", figures)
+    fault = add_to_run(uri, run_id, files.html.parent, "report", dict(files.metrics))
     shown = without_credentials(uri)
     print(f"warning: {fault}" if fault else f"added to MLflow run {run_id} ({shown})", file=sys.stderr)

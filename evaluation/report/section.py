@@ -1,0 +1,135 @@
+"""A section of the report, what it is made from, and the HTML that sections have in common.
+
+A section is a module in `evaluation/report/sections/` with a function `build`, and a line in the list there:
+
+    def build(content: ReportContent) -> Section | None:
+        return Section("Calibration", "What it says in a sentence.", plot_html(plot),
+                       files={"calibration.png": plot.wide_png}, figures={"calibration": {"ece": 0.03}},
+                       metrics={"ece": 0.03})
+
+What needs more than the predictions (the model, an option) builds its Section in the command and hands it to
+`write_report(more_sections=…)`.
+
+Class names, details and titles come from data sets and command lines, so they are untrusted: every text goes
+through `html.escape` on its way into the page, and the page's own policy forbids it any request.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from evaluation.metrics import EvaluationResults, Predictions
+from evaluation.plot_style import PHONE_INCHES, PIXEL_DENSITY, WIDE_INCHES, png_bytes
+from evaluation.report.prediction_grid import centre_square
+
+THUMBNAIL_PIXELS = 320  # shown at about 160
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section of the page and all that it leaves elsewhere.
+
+    Attributes:
+        heading, note: text, escaped by the page.
+        body_html: HTML, escaped by whoever made it.
+        files: file name → PNG bytes, written beside the page.
+        figures: keys of report.json, fractions; a key must not be another section's.
+        metrics: for MLflow, where `report_` stands before the names.
+    """
+
+    heading: str
+    note: str
+    body_html: str
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """What sections are made from.
+
+    Attributes:
+        read_image: sample id → the stored image, uint8 (height, width, 3).
+        metrics_rows, summary: metrics.jsonl and summary.json of the run; empty where there is none.
+        details: shown as a table.
+        seed: of all that is drawn at random.
+        num_grid_images: random predictions to show.
+    """
+
+    title: str
+    predictions: Predictions
+    results: EvaluationResults
+    read_image: Callable[[int], NDArray[np.uint8]]
+    metrics_rows: Sequence[Mapping[str, Any]]
+    summary: Mapping[str, Any]
+    details: Mapping[str, str]
+    seed: int = 0
+    num_grid_images: int = 24
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.predictions.class_names
+
+
+@dataclass(frozen=True)
+class PlotImage:
+    """A figure of the page: PNG bytes for a desktop, and for a phone (None: the wide one, to be scrolled)."""
+
+    alt: str
+    wide_png: bytes
+    phone_png: bytes | None
+
+
+def draw_plot(alt: str, plot: Callable[[float], Figure], *, has_phone: bool = True) -> PlotImage:
+    """`plot` (width in inches → figure) drawn for a desktop and, unless it must scroll there, a phone."""
+    return PlotImage(
+        alt=alt,
+        wide_png=png_bytes(plot(WIDE_INCHES)),
+        phone_png=png_bytes(plot(PHONE_INCHES)) if has_phone else None,
+    )
+
+
+def plot_html(plot: PlotImage) -> str:
+    # A PNG states its size at the bytes 16 to 24; with it the page does not jump while it loads.
+    width, height = (int.from_bytes(plot.wide_png[i : i + 4], "big") // PIXEL_DENSITY for i in (16, 20))
+    phone, scroll = "", " scroll"
+    if plot.phone_png is not None:
+        phone, scroll = f'<source media="(max-width: 640px)" srcset="{data_uri(plot.phone_png, "png")}">', ""
+    return (
+        f'<div class="card plot{scroll}"><picture>{phone}<img width="{width}" height="{height}" '
+        f'alt="{html.escape(plot.alt)}" src="{data_uri(plot.wide_png, "png")}"></picture></div>'
+    )
+
+
+def tile_html(label: str, figure: str, note: str = "") -> str:
+    small = f'<dd class="note">{html.escape(note)}</dd>' if note else ""
+    label, figure = html.escape(label), html.escape(figure)
+    return f'<div class="tile"><dt>{label}</dt><dd class="figure">{figure}</dd>{small}</div>'
+
+
+def cell_html(text: str, sort_value: object, classes: str = "", style: str = "") -> str:
+    """A cell of a sortable table; `style` is HTML."""
+    value = html.escape(str(sort_value))
+    return f'<td class="{classes}"{style} data-value="{value}">{html.escape(text)}</td>'
+
+
+def thumbnail_uri(image: NDArray[np.uint8]) -> str:
+    """The centre square of an image (height, width, 3) as a JPEG data URI, at most 320 pixels wide."""
+    picture = Image.fromarray(np.ascontiguousarray(centre_square(image)))
+    picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    return data_uri(buffer.getvalue(), "jpeg")
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

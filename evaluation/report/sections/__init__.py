@@ -1,0 +1,15 @@
+"""The sections of the report, in the page's order; each `build` gives None where there is nothing to say."""
+
+from collections.abc import Callable
+
+from evaluation.report.section import ReportContent, Section
+from evaluation.report.sections import confusion, details, per_class, predictions, training
+
+BUILDERS: tuple[Callable[[ReportContent], Section | None], ...] = (
+    training.build,
+    confusion.build,
+    per_class.build,
+    predictions.build,
+)
+# After the sections that a command adds of its own.
+LAST_BUILDERS: tuple[Callable[[ReportContent], Section | None], ...] = (details.build,)
