@@ -1,6 +1,6 @@
 """The validation crops of some samples, read by id: for looking at a few images of a large split again.
 
-    crops, labels = validation_crops(trained, Path("data/intel"), "val", ids, resolution=96)
+crops, labels = validation_crops(trained, Path("data/intel"), "val", ids, resolution=96)
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def validation_crops(
     """
     manifest = load_manifest(folder)
     index = load_index(folder, manifest, split)
-    if len(sample_ids) and not (0 <= sample_ids.min() and sample_ids.max() < len(index)):
+    if len(sample_ids) and not (sample_ids.min() >= 0 and sample_ids.max() < len(index)):
         raise ValueError(f"The split {split} of {folder} has the samples 0 to {len(index) - 1}.")
     side = resolution or trained.recipe.validation_resolution
     boxes = center_crops(

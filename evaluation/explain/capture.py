@@ -47,7 +47,9 @@ def find_module(model: nn.Module, name: str) -> nn.Module:
         return layers[name]
     near = difflib.get_close_matches(name, layers, n=3, cutoff=0.5)
     top_level = ", ".join(child for child, _ in model.named_children())
-    hint = f"did you mean {' or '.join(near)}?" if near else f"its parts are {top_level}, and what is in them."
+    hint = (
+        f"did you mean {' or '.join(near)}?" if near else f"its parts are {top_level}, and what is in them."
+    )
     raise ValueError(f"{type(model).__name__} has no layer {name[:80]!r}: {hint}")
 
 

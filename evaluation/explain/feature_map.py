@@ -16,7 +16,9 @@ from evaluation.explain.capture import captured_outputs, first_tensor, named_lay
 MAX_EXTRA_TOKENS = 8  # class, distillation and register tokens before those of places
 
 
-def as_map(output: Tensor, image_shape: tuple[int, int], num_extra_tokens: int | None = None) -> Tensor | None:
+def as_map(
+    output: Tensor, image_shape: tuple[int, int], num_extra_tokens: int | None = None
+) -> Tensor | None:
     """A view of a layer's output as (N, channels, rows, columns), or None where it has no places.
 
     Args:
@@ -73,11 +75,15 @@ def find_layer(model: nn.Module, image: Tensor) -> str:
             maps.append((name, tensor))
     gradients = torch.autograd.grad(logits.max(), [tensor for _, tensor in maps], allow_unused=True)
     # None: of a layer beside the way to the logits.
-    used = [(name, gradient) for (name, _), gradient in zip(maps, gradients, strict=True) if gradient is not None]
+    used = [
+        (name, gradient) for (name, _), gradient in zip(maps, gradients, strict=True) if gradient is not None
+    ]
     # No gradient at places: of a layer after which only the class token is used.
     counting = [name for name, gradient in used if as_map(gradient, shape, extra).any()]  # type: ignore[union-attr]
     if used:
-        return counting[-1] if counting else used[-1][0]  # a head that starts with zeros has no gradient at all
+        return (
+            counting[-1] if counting else used[-1][0]
+        )  # a head that starts with zeros has no gradient at all
     raise ValueError(
         f"{type(model).__name__} has no layer with a map of features at {shape[0]} × {shape[1]} pixels: "
         "Grad-CAM needs images that are larger, or a network with places (convolutions or tokens); "

@@ -94,8 +94,8 @@ def _features_and_gradients(
     features = as_map(output, shape, extra)
     if features is None or features.shape[2] * features.shape[3] < 2:
         raise ValueError(
-            f"The layer {layer!r} puts out {tuple(output.shape)}, which is no map of features in the proportions "
-            "of the image: name an earlier one, or none, and the last one that has a map is taken."
+            f"The layer {layer!r} puts out {tuple(output.shape)}, which is no map of features in the "
+            "proportions of the image: name an earlier one, or none to have the last one that fits."
         )
     # Samples do not touch each other in evaluation mode: the gradient of the sum is that of each.
     score = logits.gather(1, labels[:, None].to(logits.device)).sum()

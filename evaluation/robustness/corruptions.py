@@ -128,8 +128,8 @@ def corrupt(
     Args:
         images: uint8 (n, side, side, 3), a validation crop each; not changed.
         kind: a key of CORRUPTIONS. severity: 1 to 5.
-        sample_ids: n of them, from 0 to 2³² - 1. What an image becomes depends on it, on (seed, kind, severity)
-            and on its sample id alone, not on the batch it comes in.
+        sample_ids: n of them, from 0 to 2³² - 1. What an image becomes depends on its pixels, its sample id
+            and (seed, kind, severity) alone, not on the batch it comes in.
 
     Returns:
         uint8 (n, side, side, 3).
@@ -156,9 +156,7 @@ def _generator(seed: int, kind: str, severity: int, sample_id: int) -> np.random
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, severity]))
 
 
-def _check(
-    images: NDArray[np.uint8], kind: str, severity: int, seed: int, sample_ids: Sequence[int]
-) -> None:
+def _check(images: NDArray[np.uint8], kind: str, severity: int, seed: int, sample_ids: Sequence[int]) -> None:
     if kind not in CORRUPTIONS:
         near = difflib.get_close_matches(str(kind), CORRUPTIONS, n=2)
         hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(CORRUPTIONS)}."

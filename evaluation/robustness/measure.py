@@ -1,8 +1,8 @@
 """How many images a model still gets right when they are corrupted.
 
-    sample = stratified_sample(predictions.labels, 1000, seed=0)
-    result = measure_robustness(trained, images, labels, ids, kinds_of("all"), severities=(1, 3, 5))
-    result.mean_top1, result.relative
+sample = stratified_sample(predictions.labels, 1000, seed=0)
+result = measure_robustness(trained, images, labels, ids, kinds_of("all"), severities=(1, 3, 5))
+result.mean_top1, result.relative
 """
 
 from __future__ import annotations
@@ -217,9 +217,7 @@ def corrupted_examples(
 
 def classifier_of(trained: TrainedModel) -> Classify:
     """The model as its validation uses it: precision, normalisation, flip average."""
-    autocast = build_autocast(
-        choose_precision(trained.recipe.precision.mode, trained.device), trained.device
-    )
+    autocast = build_autocast(choose_precision(trained.recipe.precision.mode, trained.device), trained.device)
     flip_average = trained.recipe.validation.flip_average
 
     @torch.inference_mode()

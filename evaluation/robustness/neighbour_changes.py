@@ -111,7 +111,7 @@ def _scale(image: Pixels) -> float:
 
 
 def _convolve(image: Pixels, kernel: NDArray[np.float32]) -> Pixels:
-    """The image under an odd, square kernel, reflected at its borders; by FFT, whose cost no kernel changes."""
+    """The image under an odd, square kernel, reflected at its borders; by FFT, as kernels are large."""
     pad = kernel.shape[0] // 2
     padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="symmetric")
     return signal.fftconvolve(padded, kernel[..., None], mode="valid", axes=(0, 1))
