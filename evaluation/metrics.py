@@ -108,7 +108,11 @@ class Predictions:
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """One class of a split. All but label, name and count are None where the split has no sample of it."""
+    """One class of a split. All but label, name and count are None where the split has no sample of it.
+
+    top1 is the class's recall; precision, the share of the answers of this class that are right, is None
+    where it never was the answer; f1 is 2 right / (samples + answers), 0 there.
+    """
 
     label: int
     name: str
@@ -118,6 +122,8 @@ class ClassMetrics:
     top5: float | None
     most_common_error: int | None  # the label it is most often taken for; None too where it never is wrong
     most_common_error_count: int
+    precision: float | None = None
+    f1: float | None = None
 
 
 @dataclass(frozen=True)
@@ -132,13 +138,20 @@ class ConfusedPair:
 
 @dataclass(frozen=True, eq=False)
 class EvaluationResults:
-    """All that a report says about a split. confusion: int64 (classes, classes); table in label order."""
+    """All that a report says about a split. confusion: int64 (classes, classes); table in label order.
+
+    The macro figures are means over the classes that have a sample, each counting the same; a class that
+    never was the answer has a precision of 0 there.
+    """
 
     num_samples: int
     top1: float
     top1_interval: tuple[float, float]
     top5: float
     top5_interval: tuple[float, float]
+    macro_recall: float
+    macro_precision: float
+    macro_f1: float
     table: list[ClassMetrics]
     confusion: NDArray[np.int64]
     most_confused: list[ConfusedPair]
@@ -147,6 +160,8 @@ class EvaluationResults:
 def evaluate(predictions: Predictions, num_pairs: int = 10) -> EvaluationResults:
     """Every metric of this module at once; `num_pairs` limits the most confused pairs."""
     confusion = confusion_matrix(predictions)
+    table = per_class_table(predictions)
+    seen = [row for row in table if row.count]
     num_in_top1, num_in_top5 = (int(np.count_nonzero(predictions.label_ranks < k)) for k in (1, 5))
     return EvaluationResults(
         num_samples=predictions.num_samples,
@@ -154,7 +169,10 @@ def evaluate(predictions: Predictions, num_pairs: int = 10) -> EvaluationResults
         top1_interval=wilson_interval(num_in_top1, predictions.num_samples),
         top5=topk_accuracy(predictions, 5),
         top5_interval=wilson_interval(num_in_top5, predictions.num_samples),
-        table=per_class_table(predictions),
+        macro_recall=sum(row.top1 or 0.0 for row in seen) / len(seen),
+        macro_precision=sum(row.precision or 0.0 for row in seen) / len(seen),
+        macro_f1=sum(row.f1 or 0.0 for row in seen) / len(seen),
+        table=table,
         confusion=confusion,
         most_confused=most_confused_pairs(confusion, num_pairs),
     )
@@ -203,6 +221,7 @@ def per_class_table(predictions: Predictions) -> list[ClassMetrics]:
     """
     matrix = confusion_matrix(predictions)
     counts = matrix.sum(axis=1)
+    answers = matrix.sum(axis=0)
     right = matrix.diagonal()
     in_top5 = np.bincount(predictions.labels[predictions.label_ranks < 5], minlength=predictions.num_classes)
     errors = matrix.copy()
@@ -211,7 +230,7 @@ def per_class_table(predictions: Predictions) -> list[ClassMetrics]:
     rows = []
     for label, name in enumerate(predictions.class_names):
         count, num_right = int(counts[label]), int(right[label])
-        error_count = int(errors[label, worst[label]])
+        error_count, num_answers = int(errors[label, worst[label]]), int(answers[label])
         rows.append(
             ClassMetrics(
                 label=label,
@@ -222,6 +241,8 @@ def per_class_table(predictions: Predictions) -> list[ClassMetrics]:
                 top5=int(in_top5[label]) / count if count else None,
                 most_common_error=int(worst[label]) if error_count else None,
                 most_common_error_count=error_count,
+                precision=num_right / num_answers if count and num_answers else None,
+                f1=2 * num_right / (count + num_answers) if count else None,
             )
         )
     return rows

@@ -42,23 +42,31 @@ SMOOTHED_FROM_POINTS = 120  # training rows; fewer are drawn as they are
 
 
 def plot_confusion_matrix(
-    matrix: NDArray[np.int64], class_names: Sequence[str], *, width_inches: float = WIDE_INCHES
+    matrix: NDArray[np.int64],
+    class_names: Sequence[str],
+    *,
+    width_inches: float = WIDE_INCHES,
+    order: NDArray[np.int64] | None = None,
 ) -> Figure:
     """How often each class (row) was predicted as each (column), in percent of the row.
 
     matrix: counts, int64 (classes, classes). Right predictions are blue, wrong ones orange, on a scale that
-    lifts small shares. Above 60 classes the figure has label numbers and no text in its cells, above 100 a
-    cell is a block of neighbouring labels (in ImageNet's order: of similar things) and blue means "within the
-    block". The row of a class without samples is grey.
+    lifts small shares. Above 60 classes the figure has numbers and no text in its cells, above 100 a cell is
+    a block of neighbours and blue means "within the block". order: the labels as they shall follow each other
+    (`cluster_order`: then blocks are of classes taken for each other); by default as they are. The row of a
+    class without samples is grey.
     """
     num_classes = len(class_names)
     if matrix.shape != (num_classes, num_classes):
         raise ValueError(f"{num_classes} class names do not fit a confusion matrix of shape {matrix.shape}.")
+    names = distinct_names(class_names)
+    if order is not None:
+        matrix, names = matrix[np.ix_(order, order)], [names[label] for label in order]
     if num_classes > MAX_NAMED_CLASSES:
-        return _plot_coarse_matrix(matrix, min(width_inches, 7.2))
+        return _plot_coarse_matrix(matrix, min(width_inches, 7.2), "label" if order is None else "place")
     counts, shares, colours = _shares_and_colours(matrix)
     longest = 26 if width_inches >= 6 else 13
-    names = [plain_text(name, longest) for name in distinct_names(class_names)]
+    names = [plain_text(name, longest) for name in names]
     names_inches = 0.35 + 0.075 * max(map(len, names))
     cell_inches = min(0.72, (width_inches - names_inches) / num_classes)
     name_points = float(np.clip(cell_inches * 72 * 0.52, 5.5, TEXT_POINTS))
@@ -120,7 +128,7 @@ def labels_per_block(num_classes: int) -> int:
     return math.ceil(num_classes / MAX_BLOCKS)
 
 
-def _plot_coarse_matrix(matrix: NDArray[np.int64], side_inches: float) -> Figure:
+def _plot_coarse_matrix(matrix: NDArray[np.int64], side_inches: float, position: str) -> Figure:
     num_classes = len(matrix)
     block = labels_per_block(num_classes)
     starts = np.arange(0, num_classes, block)
@@ -134,8 +142,8 @@ def _plot_coarse_matrix(matrix: NDArray[np.int64], side_inches: float) -> Figure
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True))
     grouping = f", in blocks of {block}" if block > 1 else ""
-    axes.set_xlabel(f"predicted label{grouping}", labelpad=8)
-    axes.set_ylabel(f"true label{grouping}", labelpad=8)
+    axes.set_xlabel(f"predicted class ({position}{grouping})", labelpad=8)
+    axes.set_ylabel(f"true class ({position}{grouping})", labelpad=8)
     return figure
 
 

@@ -122,10 +122,10 @@ def cell_html(text: str, sort_value: object, classes: str = "", style: str = "")
     return f'<td class="{classes}"{style} data-value="{value}">{html.escape(text)}</td>'
 
 
-def thumbnail_uri(image: NDArray[np.uint8]) -> str:
-    """The centre square of an image (height, width, 3) as a JPEG data URI, at most 320 pixels wide."""
+def thumbnail_uri(image: NDArray[np.uint8], pixels: int = THUMBNAIL_PIXELS) -> str:
+    """The centre square of an image (height, width, 3) as a JPEG data URI, at most so many pixels wide."""
     picture = Image.fromarray(np.ascontiguousarray(centre_square(image)))
-    picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), Image.Resampling.LANCZOS)
+    picture.thumbnail((pixels, pixels), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=85)
     return data_uri(buffer.getvalue(), "jpeg")

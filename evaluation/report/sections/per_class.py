@@ -17,6 +17,7 @@ def build(content: ReportContent) -> Section:
         lambda width: plot_per_class_accuracy(content.results.table, width_inches=width),
     )
     heads = [("Class", ""), ("Images", "wide"), ("Top-1", ""), ("95% interval", "wide")]
+    heads += [("Precision", "wide"), ("F1", "wide")]
     heads += [("Top-5", "wide")] if has_top5 else []
     heads += [("Most often mistaken for", "")]
     head = "".join(
@@ -36,12 +37,24 @@ def build(content: ReportContent) -> Section:
         f'aria-label="Accuracy of each class"><table>\n<thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{rows}\n</tbody>\n</table></div>"
     )
+    results = content.results
+    note += (
+        f". Top-1 is a class's recall; precision is the share of its answers that are right, F1 their "
+        f"harmonic mean. Means over the classes: recall {percent_text(results.macro_recall)}, precision "
+        f"{percent_text(results.macro_precision)}, F1 {percent_text(results.macro_f1)}."
+    )
+    macro = {
+        "macro_recall": results.macro_recall,
+        "macro_precision": results.macro_precision,
+        "macro_f1": results.macro_f1,
+    }
     return Section(
         "Accuracy of each class",
-        note + ".",
+        note,
         body,
         files={"per_class_accuracy.png": plot.wide_png},
-        figures={"per_class": [asdict(row) for row in content.results.table]},
+        figures={**macro, "per_class": [asdict(row) for row in results.table]},
+        metrics=macro,
     )
 
 
@@ -51,11 +64,16 @@ def _class_row(row: ClassMetrics, names: Sequence[str], has_top5: bool) -> str:
         cell_html(f"{row.count:,}", row.count, "number wide"),
     ]
     if row.top1 is None or row.top1_interval is None or row.top5 is None:
-        cells += [cell_html("–", ""), *[cell_html("–", "", "wide")] * (1 + has_top5), cell_html("–", "")]
+        cells += [cell_html("–", ""), *[cell_html("–", "", "wide")] * (3 + has_top5), cell_html("–", "")]
         return f"<tr>{''.join(cells)}</tr>"
     share = f' style="--share:{row.top1:.4f}"'
     cells.append(cell_html(percent_text(row.top1), f"{row.top1:.6f}", "number accuracy", share))
     cells.append(cell_html(interval_text(row.top1_interval), f"{row.top1_interval[0]:.6f}", "number wide"))
+    for share_of_answers in (row.precision, row.f1):
+        if share_of_answers is None:
+            cells.append(cell_html("–", "", "wide"))
+        else:
+            cells.append(cell_html(percent_text(share_of_answers), f"{share_of_answers:.6f}", "number wide"))
     if has_top5:
         cells.append(cell_html(percent_text(row.top5), f"{row.top5:.6f}", "number wide"))
     if row.most_common_error is None:

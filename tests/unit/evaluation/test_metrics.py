@@ -222,3 +222,19 @@ def test_evaluate_agrees_with_its_parts():
     assert results.top1_interval == wilson_interval(round(results.top1 * 300), 300)
     assert results.top5_interval == wilson_interval(round(results.top5 * 300), 300)
     assert results.most_confused == most_confused_pairs(results.confusion, 4)
+
+
+def test_precision_and_f1_agree_with_scikit_learn():
+    sklearn_metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    labels, predicted = rng.integers(0, 5, 200), rng.integers(0, 4, 200)  # class 4 is never predicted
+    names = tuple("abcdef")  # class 5 has no sample
+    results = evaluate(Predictions(np.eye(6)[predicted], labels, np.arange(200), names))
+    expected = sklearn_metrics.precision_recall_fscore_support(labels, predicted, zero_division=0)
+    for row, precision, recall, f1 in zip(results.table, *expected[:3], strict=False):
+        assert (row.precision or 0, row.top1, row.f1) == pytest.approx((precision, recall, f1))
+    assert results.table[4].precision is None and results.table[4].f1 == 0
+    assert results.table[5].precision is None and results.table[5].f1 is None
+    assert results.macro_precision == pytest.approx(expected[0].mean())
+    assert results.macro_recall == pytest.approx(expected[1].mean())
+    assert results.macro_f1 == pytest.approx(expected[2].mean())
