@@ -73,7 +73,8 @@ def find_layer(model: nn.Module, image: Tensor) -> str:
         is_inside = tensor.ndim == 3 and isinstance(layers[name], nn.Linear)
         if features is not None and features.shape[2] * features.shape[3] > 1 and not is_inside:
             maps.append((name, tensor))
-    gradients = torch.autograd.grad(logits.max(), [tensor for _, tensor in maps], allow_unused=True)
+    tensors = [tensor for _, tensor in maps]
+    gradients = torch.autograd.grad(logits.max(), tensors, allow_unused=True) if maps else ()
     # None: of a layer beside the way to the logits.
     used = [
         (name, gradient) for (name, _), gradient in zip(maps, gradients, strict=True) if gradient is not None

@@ -50,7 +50,7 @@ def grad_cam(
     if labels.shape != (len(images),):
         raise ValueError(f"Labels must have the shape ({len(images)},), not {tuple(labels.shape)}.")
     with _for_gradients(model):
-        batch = images.detach().clone().requires_grad_()
+        batch, labels = images.detach().clone().requires_grad_(), labels.clone()  # no inference tensors
         if layer is None:
             layer = find_layer(model, batch[:1])
         features, gradients = _features_and_gradients(model, batch, labels, layer)
@@ -65,6 +65,14 @@ def choose_layer(model: nn.Module, images: Tensor) -> str:
     """The name of the layer that `grad_cam` takes by itself; images as there. Raises ValueError as there."""
     with _for_gradients(model):
         return find_layer(model, images[:1].detach().clone().requires_grad_())
+
+
+def map_grid(model: nn.Module, images: Tensor, layer: str) -> tuple[int, int]:
+    """Rows and columns of a layer's map, of images as in `grad_cam`. Raises ValueError as there."""
+    with _for_gradients(model):
+        batch, label = images[:1].detach().clone().requires_grad_(), torch.zeros(1, dtype=torch.int64)
+        features, _ = _features_and_gradients(model, batch, label, layer)
+    return features.shape[2], features.shape[3]
 
 
 def overlay(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -9,11 +9,17 @@ import torch
 
 from data_prep.progress import progress_bar
 from evaluation.crops import validation_crops
-from evaluation.explain.grad_cam import choose_layer, grad_cam, overlay
+from evaluation.explain.grad_cam import choose_layer, grad_cam, map_grid, overlay
 from evaluation.metrics import Predictions, softmax
 from evaluation.predict import TrainedModel
 from evaluation.report.section import Section
-from evaluation.report.sections.grad_cam import HEADING, ExplainedImage, build_grad_cam, choose_images
+from evaluation.report.sections.grad_cam import (
+    HEADING,
+    ClassMap,
+    ExplainedImage,
+    build_grad_cam,
+    choose_images,
+)
 from evaluation.report.sections.robustness import build_robustness
 from evaluation.robustness.corruptions import GROUPS, kinds_of
 from evaluation.robustness.measure import (
@@ -114,8 +120,7 @@ def _grad_cam(
     chosen = choose_images(predictions, options.grad_cam, SEED)
     ids = predictions.sample_ids[chosen]
     crops = validation_crops(trained, Path(options.data), options.split, ids, resolution=resolution)
-    layer = options.grad_cam_layer
-    items = []
+    layer, items, grid = options.grad_cam_layer, [], (0, 0)
     with progress_bar(len(chosen), "explain") as bar:
         for place, crop in zip(chosen.tolist(), crops, strict=True):
             image = trained.normalize(torch.from_numpy(crop)[None].to(trained.device))
@@ -126,17 +131,20 @@ def _grad_cam(
                     return Section(HEADING, str(error), "")
             predicted, true = int(predictions.predicted_labels[place]), int(predictions.labels[place])
             asked = torch.tensor([predicted] if predicted == true else [predicted, true])
+            if not items:
+                grid = map_grid(trained.model, image, layer)
             maps = grad_cam(trained.model, image.expand(len(asked), -1, -1, -1), asked, layer)
             items.append(
                 ExplainedImage(
                     sample_id=int(predictions.sample_ids[place]),
                     image=crop,
-                    predicted_overlay=overlay(crop, maps[0]),
-                    true_overlay=overlay(crop, maps[1]) if predicted != true else None,
-                    predicted_label=predicted,
                     label=true,
                     confidence=float(softmax(predictions.logits[place])[predicted]),
+                    maps=tuple(
+                        ClassMap(label, overlay(crop, heat), not heat.any())
+                        for label, heat in zip(asked.tolist(), maps, strict=True)
+                    ),
                 )
             )
             bar.update()
-    return build_grad_cam(items, predictions.class_names, layer or "", SEED)
+    return build_grad_cam(items, predictions.class_names, layer or "", grid, SEED)

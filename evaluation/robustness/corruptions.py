@@ -88,7 +88,7 @@ CORRUPTIONS: dict[str, Corruption] = {
         "Low contrast", "digital", pixel_changes.contrast, ((0.4,), (0.3,), (0.2,), (0.1,), (0.05,))
     ),
     "elastic": Corruption(
-        "Elastic",
+        "Elastic warp",
         "digital",
         neighbour_changes.elastic,
         (

@@ -15,19 +15,27 @@ HEADING = "What the model looks at"
 
 
 @dataclass(frozen=True, eq=False)
-class ExplainedImage:
-    """An image with the overlay of its map for the predicted class, and where that is wrong for the true one.
+class ClassMap:
+    """The image under its map for a class, uint8 (height, width, 3); empty where nothing speaks for it."""
 
-    Shapes: uint8 (height, width, 3) each.
-    """
+    label: int
+    overlay: NDArray[np.uint8]
+    is_empty: bool
+
+
+@dataclass(frozen=True, eq=False)
+class ExplainedImage:
+    """An image, uint8 (height, width, 3), and maps: of the class predicted, and the true one if another."""
 
     sample_id: int
     image: NDArray[np.uint8]
-    predicted_overlay: NDArray[np.uint8]
-    true_overlay: NDArray[np.uint8] | None
-    predicted_label: int
     label: int
     confidence: float
+    maps: tuple[ClassMap, ...]
+
+    @property
+    def predicted_label(self) -> int:
+        return self.maps[0].label
 
 
 def choose_images(predictions: Predictions, num_images: int, seed: int) -> NDArray[np.int64]:
@@ -47,42 +55,46 @@ def choose_images(predictions: Predictions, num_images: int, seed: int) -> NDArr
 
 
 def build_grad_cam(
-    images: Sequence[ExplainedImage], class_names: Sequence[str], layer: str, seed: int
+    images: Sequence[ExplainedImage],
+    class_names: Sequence[str],
+    layer: str,
+    grid: tuple[int, int],
+    seed: int,
 ) -> Section | None:
-    """The section of these images, None without any."""
+    """The section of these images, None without any; grid: rows and columns of the layer's map."""
     if not images:
         return None
     names = distinct_names(class_names)
     wrong = [item for item in images if item.predicted_label != item.label]
     right = [item for item in images if item.predicted_label == item.label]
     parts = [
-        _group("The most confident mistakes", wrong, names),
-        _group(f"Right answers, drawn at random (seed {seed})", right, names),
+        _group("The most confident mistakes", "mistakes", wrong, names),
+        _group(f"Right answers, drawn at random (seed {seed})", "right-ones", right, names),
     ]
     note = (
-        f"Grad-CAM at the layer {layer}: the brighter a region, the more it speaks for the class that is "
+        f"Grad-CAM at the layer {layer}, whose map has {grid[0]} × {grid[1]} places: "
+        "the brighter a region, the more it speaks for the class that is "
         "named below the picture; dark regions do not. Each map is scaled to its own maximum. It shows which "
         "places counted, not why."
     )
     return Section(HEADING, note, "\n".join(part for part in parts if part))
 
 
-def _group(heading: str, images: Sequence[ExplainedImage], names: Sequence[str]) -> str:
+def _group(heading: str, kind: str, images: Sequence[ExplainedImage], names: Sequence[str]) -> str:
     if not images:
         return ""
     cards = "\n".join(_card(item, names) for item in images)
-    return f'<h3 class="cam-heading">{html.escape(heading)}</h3>\n<div class="cams">\n{cards}\n</div>'
+    return f'<h3 class="cam-heading">{html.escape(heading)}</h3>\n<div class="cams {kind}">\n{cards}\n</div>'
 
 
 def _card(item: ExplainedImage, names: Sequence[str]) -> str:
     predicted, true = html.escape(names[item.predicted_label]), html.escape(names[item.label])
-    is_right = item.true_overlay is None
-    pictures = [
-        (item.image, f"An image of {true}", f"true: {true}"),
-        (item.predicted_overlay, f"What speaks for {predicted}", f"for {predicted}"),
-    ]
-    if item.true_overlay is not None:
-        pictures.append((item.true_overlay, f"What speaks for {true}", f"for {true}"))
+    is_right = item.predicted_label == item.label
+    pictures = [(item.image, f"An image of {true}", f"true: {true}")]
+    for class_map in item.maps:
+        name = html.escape(names[class_map.label])
+        caption = f"nothing for {name}" if class_map.is_empty else f"for {name}"
+        pictures.append((class_map.overlay, f"What speaks for {name}", caption))
     cells = "".join(
         f'<div><img alt="{alt}" src="{thumbnail_uri(picture)}"><span>{caption}</span></div>'
         for picture, alt, caption in pictures

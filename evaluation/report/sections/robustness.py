@@ -36,7 +36,7 @@ def _note(result: RobustnessResult) -> str:
     word = "severity" if len(result.severities) == 1 else "severities"
     kinds = sorted(result.kinds, key=result.kind_mean)
     note = (
-        f"Of {images}, {percent_text(result.clean_top1)} are right clean, and "
+        f"Of {images}, {percent_text(result.clean_top1)} are right as they are, and "
         f"{percent_text(result.mean_top1)} on average under {count_text(len(kinds), 'corruption')} "
         f"at {word} {severities}"
     )
@@ -47,18 +47,20 @@ def _note(result: RobustnessResult) -> str:
         if len(groups) > 1:
             weakest = min(groups, key=groups.__getitem__)
             note += f" (of the groups, {weakest}: {percent_text(groups[weakest])})"
-        note += (
-            f"; {_words(kinds[-1]).lower()} costs least, with {percent_text(result.kind_mean(kinds[-1]))}."
-        )
+        note += f"; {_words(kinds[-1], starts=False)} costs least, with {percent_text(result.kind_mean(kinds[-1]))}."
     return note
 
 
 def _table(result: RobustnessResult) -> str:
     num_columns = len(result.severities) + 2
-    head = "".join(f'<th scope="col">Severity {severity}</th>' for severity in result.severities)
+    head = "".join(
+        f'<th scope="col"><span class="wide">Severity </span>{severity}</th>'
+        for severity in result.severities
+    )
     clean = (
         f'<tr><th scope="row">None (clean)</th><td class="number" colspan="{num_columns - 1}">'
-        f"{percent_text(result.clean_top1)}<span>{interval_text(result.clean_top1_interval)}</span></td></tr>"
+        f"{percent_text(result.clean_top1)}<span>{interval_text(result.clean_top1_interval, 0)}</span>"
+        "</td></tr>"
     )
     bodies = [f"<tbody>{clean}</tbody>"]
     for group, mean in result.group_means().items():
@@ -69,7 +71,8 @@ def _table(result: RobustnessResult) -> str:
         rows += [_row(kind, result) for kind in result.kinds if CORRUPTIONS[kind].group == group]
         bodies.append("<tbody>\n" + "\n".join(rows) + "\n</tbody>")
     explanation = (
-        f"Top-1 at {result.resolution} pixels; under each figure its 95% interval. The deeper the colour, "
+        f"Top-1 at {result.resolution} pixels by severity, 1 the mildest; under each figure its "
+        "95% interval. The deeper the colour, "
         "the larger the share of the clean accuracy that is lost. The corruptions are ImageNet-C-style, made "
         "on the fly at this resolution: figures are not comparable with published mCE."
     )
@@ -126,10 +129,12 @@ def _card(example: CorruptedExample, names: Sequence[str]) -> str:
     )
 
 
-def _words(kind: str) -> str:
-    """The kind as it stands in a sentence: "Motion blur", "Gaussian noise", "JPEG"."""
-    name, group = CORRUPTIONS[kind].name, CORRUPTIONS[kind].group
-    return f"{name} blur" if group == "blur" else name
+def _words(kind: str, starts: bool = True) -> str:
+    """The kind in a sentence, or at its start: "Motion blur", "motion blur", "Gaussian noise", "JPEG"."""
+    name = CORRUPTIONS[kind].name
+    is_proper = kind in ("gaussian_noise", "jpeg")
+    name = name if starts or is_proper else name.lower()
+    return f"{name} blur" if CORRUPTIONS[kind].group == "blur" else name
 
 
 def _listing(words: Sequence[str]) -> str:
