@@ -47,7 +47,8 @@ def _note(result: RobustnessResult) -> str:
         if len(groups) > 1:
             weakest = min(groups, key=groups.__getitem__)
             note += f" (of the groups, {weakest}: {percent_text(groups[weakest])})"
-        note += f"; {_words(kinds[-1], starts=False)} costs least, with {percent_text(result.kind_mean(kinds[-1]))}."
+        least = f"{_words(kinds[-1], starts=False)} costs least"
+        note += f"; {least}, with {percent_text(result.kind_mean(kinds[-1]))}."
     return note
 
 
