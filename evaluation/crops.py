@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ READ_AHEAD = 64  # samples announced to the kernel at a time
 def validation_crops(
     trained: TrainedModel,
     folder: Path,
-    split: str,
+    split: Literal["train", "val"],
     sample_ids: NDArray[np.int64],
     *,
     resolution: int | None = None,

@@ -28,9 +28,10 @@ def as_map(
     """
     height, width = image_shape
     if output.ndim == 4:
-        if _fits(output.shape[2], output.shape[3], height, width):
+        _, second, third, last = output.shape
+        if _fits(third, last, height, width):
             return output
-        return output.permute(0, 3, 1, 2) if _fits(*output.shape[1:3], height, width) else None
+        return output.permute(0, 3, 1, 2) if _fits(second, third, height, width) else None
     if output.ndim != 3:
         return None
     num_tokens = output.shape[1]

@@ -82,7 +82,7 @@ def build_model_sections(
     Raises:
         ValueError: no such layer. RuntimeError: a sample is damaged.
     """
-    sections = []
+    sections: list[Section | None] = []
     if options.robustness:
         sections.append(_robustness(trained, predictions, options, resolution))
     if options.grad_cam:
@@ -120,7 +120,8 @@ def _grad_cam(
     chosen = choose_images(predictions, options.grad_cam, SEED)
     ids = predictions.sample_ids[chosen]
     crops = validation_crops(trained, Path(options.data), options.split, ids, resolution=resolution)
-    layer, items, grid = options.grad_cam_layer, [], (0, 0)
+    items: list[ExplainedImage] = []
+    layer, grid = options.grad_cam_layer, (0, 0)
     with progress_bar(len(chosen), "explain") as bar:
         for place, crop in zip(chosen.tolist(), crops, strict=True):
             image = trained.normalize(torch.from_numpy(crop)[None].to(trained.device))

@@ -7,11 +7,12 @@ import torch
 
 from evaluation.metrics import Predictions
 from evaluation.predict import predict
-from evaluation.report import model_sections
+from evaluation.report import command, model_sections
 from evaluation.report.sections.grad_cam import ClassMap, ExplainedImage, build_grad_cam, choose_images
 from evaluation.report.sections.robustness import build_robustness
 from evaluation.report.write import write_report
 from evaluation.robustness.measure import CorruptedExample, CorruptionAccuracy, RobustnessResult
+from tests.conftest import ROOT
 from tests.unit.evaluation.report.test_write import HOSTILE, Page
 from tests.unit.evaluation.test_crops import trained  # noqa: F401
 
@@ -183,3 +184,13 @@ def test_half_of_the_images_are_the_most_confident_mistakes():
     assert sorted(everything) == list(range(8)) and everything[:3].tolist() == [3, 5, 1]
     only_right = choose_images(predictions_of([1, 2, 3], np.array([True] * 3)), 2, seed=0)
     assert len(set(only_right)) == 2
+
+
+def test_documented_commands_have_these_options():
+    text = (ROOT / "docs" / "robustness.md").read_text(encoding="utf-8")
+    commands = re.findall(r"python -m evaluation ([^#\n]*)", text)
+    assert len(commands) == 4
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    for line in commands:
+        model_sections.check_arguments(parser.parse_args(line.split()), 96)
