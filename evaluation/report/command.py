@@ -19,6 +19,7 @@ from data_prep.storage import is_s3, sha256_file
 from evaluation.image_properties import measure_properties
 from evaluation.predict import TrainedModel, load_trained, predict
 from evaluation.predictions_file import SavedPredictions
+from evaluation.report import model_sections
 from evaluation.report.write import ReportFiles, write_report
 from evaluation.stored_images import StoredImages
 from train.checkpoint import BEST_NAME
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resolution", type=int, help="side in pixels (default: the recipe's)")
     parser.add_argument("--no-mlflow", action="store_true", help="do not add the report to the MLflow run")
     parser.add_argument("--tracking-uri", help="MLflow server to add the report to (default: the run's own)")
+    model_sections.add_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -52,6 +54,8 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--resolution is {options.resolution}: it must be from 8 to 2048 pixels")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained = load_trained(options.checkpoint, device)
+    resolution = options.resolution or trained.recipe.validation_resolution
+    model_sections.check_arguments(options, resolution)
     is_remote = is_s3(options.data)
     options.data = (
         stage(options.data, trained.recipe.data.stage_folder).folder if is_remote else Path(options.data)
@@ -79,6 +83,7 @@ def run(options: argparse.Namespace) -> int:
         metrics_rows=_read_rows(run_folder),
         summary=summary,
         details=_details(trained, options),
+        more_sections=model_sections.build_model_sections(trained, predictions, options, resolution),
         sample_key=stored.key,
         properties=measure_properties(stored, predictions.sample_ids),
     )

@@ -1,0 +1,1 @@
+"""Accuracy under ImageNet-C-style corruptions: `corruptions` makes them, `measure` counts."""
