@@ -120,34 +120,52 @@ def _draw_panel(axes: Axes, title: str, curves: Sequence[tuple[ComparedRun, Curv
 
 
 def _ignore_outliers(axes: Axes, values: Sequence[NDArray[np.float64]]) -> None:
-    """A loss that diverged does not press all others to the floor: it leaves the panel."""
+    """A loss that diverged, or began so, does not press all others to the floor: it leaves the panel."""
     together = np.concatenate(values)
-    low, high = float(together.min()), float(np.percentile(together, 98))
-    margin = 0.08 * max(high - low, 1e-6)
-    if together.max() > high + 3 * (high - low):
-        axes.set_ylim(low - margin, high + 3 * margin)
+    most = 2.5 * max(float(np.median(series)) for series in values)
+    if 0 < most < together.max():
+        low = float(together.min())
+        axes.set_ylim(low - 0.08 * (most - low), most)
     else:
         axes.margins(y=0.08)
 
 
 def _name_ends(axes: Axes, ends: Sequence[tuple[ComparedRun, float, float]]) -> None:
     """A letter at the end of each line, moved apart where lines end together."""
-    figure = axes.get_figure()
-    assert figure is not None
     low, high = axes.get_ylim()
-    height_points = axes.get_position().height * figure.get_figheight() * 72  # type: ignore[union-attr]
-    ordered = sorted(ends, key=lambda end: end[2])
-    places = [(np.clip(end[2], low, high) - low) / (high - low) * height_points for end in ordered]
-    moved = _apart(places, SPREAD_POINTS)
-    for (run, x, y), place, target in zip(ordered, places, moved, strict=True):
+    places = [(x, float(np.clip(y, low, high))) for _, x, y in ends]
+    for (run, _, _), place, shift in zip(ends, places, _shifts(axes, places, 0.06), strict=True):
         axes.annotate(
-            run.letter, (x, float(np.clip(y, low, high))), (5, target - place), textcoords="offset points",
-            color=colour_of(run), fontsize=TEXT_POINTS, fontweight="bold", va="center", annotation_clip=False,
+            run.letter, place, (5, shift), textcoords="offset points", color=colour_of(run),
+            fontsize=TEXT_POINTS, fontweight="bold", va="center", annotation_clip=False,
         )  # fmt: skip
 
 
+def _shifts(axes: Axes, places: Sequence[tuple[float, float]], reach: float) -> list[float]:
+    """By how many points texts at `places` (x, y) are to be raised, so that none lies on another.
+
+    reach: of the axes' width; what is further apart has nothing to do with each other.
+    """
+    figure = axes.get_figure()
+    assert figure is not None
+    height_points = axes.get_position().height * figure.get_figheight() * 72  # type: ignore[union-attr]
+    to_axes = (axes.transData + axes.transAxes.inverted()).transform(np.array(places))
+    shifts = [0.0] * len(places)
+    left = sorted(range(len(places)), key=lambda index: to_axes[index, 0])
+    while left:
+        group = [index for index in left if to_axes[index, 0] - to_axes[left[0], 0] <= reach]
+        left = left[len(group) :]
+        group.sort(key=lambda index: to_axes[index, 1])
+        heights = [float(to_axes[index, 1]) * height_points for index in group]
+        moved = _apart(heights, SPREAD_POINTS)
+        lift = max(0.0, -min(moved)) if min(heights) >= 0 else 0.0  # not below the axis
+        for index, height, target in zip(group, heights, moved, strict=True):
+            shifts[index] = target + lift - height
+    return shifts
+
+
 def _apart(places: Sequence[float], distance: float) -> list[float]:
-    """Rising `places`, moved as little as two passes need to be `distance` apart."""
+    """Rising `places`, moved by little so that they are `distance` apart."""
     moved = list(places)
     for _ in range(20):
         for left, right in itertools.pairwise(range(len(moved))):
@@ -208,20 +226,29 @@ def _draw_trade_off(
         axes.plot(
             x, y, "o", markersize=8, markerfacecolor=face, markeredgecolor=colour_of(run), markeredgewidth=1.6
         )
-    middle = np.sqrt(costs.min() * costs.max())
-    for run, x, y in zip(runs, costs, top1, strict=True):
-        is_right = x > middle
-        axes.annotate(
-            plain_text(run.label, 20), (x, y), (-8 if is_right else 8, 0), textcoords="offset points",
-            ha="right" if is_right else "left", va="center", fontsize=SMALL_POINTS, color=INK,
-        )  # fmt: skip
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0 if np.ptp(top1) > 0.03 else 1))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.margins(x=0.18, y=0.2)
     low, high = axes.get_xlim()
     if high < 1.6 * low:  # networks of about one size: a scale that shows it
         axes.set_xlim(low / 1.3, high * 1.3)
+    _name_marks(axes, runs, costs, top1)
     _few_ticks(axes)
     axes.set_xlabel(f"{title} ({'less' if low_is_better else 'more'} is better)")
+
+
+def _name_marks(
+    axes: Axes, runs: Sequence[ComparedRun], costs: NDArray[np.float64], top1: NDArray[np.float64]
+) -> None:
+    """Names beside the marks, towards the middle of the panel."""
+    middle = np.sqrt(costs.min() * costs.max())
+    shifts = _shifts(axes, list(zip(costs.tolist(), top1.tolist(), strict=True)), 1.0)
+    for run, x, y, shift in zip(runs, costs, top1, shifts, strict=True):
+        is_right = x > middle
+        axes.annotate(
+            plain_text(run.label, 20), (x, y), (-8 if is_right else 8, shift), textcoords="offset points",
+            ha="right" if is_right else "left", va="center", fontsize=SMALL_POINTS, color=INK,
+        )  # fmt: skip
 
 
 def _few_ticks(axes: Axes) -> None:

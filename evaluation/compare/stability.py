@@ -90,7 +90,7 @@ def stability(
     last, last_loss = _last_quarter(top1.values), _last_quarter(val_loss.values)
     trend_deviation = None if last is None else _deviation_about_line(last)
     drops = top1.values[:-1] - top1.values[1:]
-    worst = int(drops.argmax()) if len(drops) else None
+    worst = int(drops.argmax()) if last is not None else None
     largest_drop = None if worst is None else max(0.0, float(drops[worst]))
     chance = 0.0
     if last is not None and num_images:

@@ -13,23 +13,32 @@ pytest.importorskip("mlflow")
 
 from data_prep.manifest import Manifest
 from evaluation.__main__ import main
+from evaluation.compare.model_cost import measure_cost
 from tests.integration.launch import read_json, run, write_recipe
-from train.config import TrackingSection
+from train.config import TrackingSection, load_recipe
 from train.tracking.mlflow_client import open_client
+from train.tracking.sync import sync
 
-OWN = "model.library=own model.name=residual_cnn"
+OWN = ["model.library=own", "model.name=residual_cnn"]
+WIDTHS = {"small": "[4, 4, 8, 8]", "wide": "[8, 8, 16, 16]"}
 
 
 @pytest.fixture(scope="module")
 def trained(prepared: tuple[Path, Manifest], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`runs/` with two trainings, `small` and `wide`, and their MLflow store."""
     folder = tmp_path_factory.mktemp("trained")
+    runs = folder / "runs"
     recipe = write_recipe(folder, prepared[0], **{"mlflow: false": "mlflow: true"})
-    for name, widths in (("small", "[4, 4, 8, 8]"), ("wide", "[8, 8, 16, 16]")):
-        words = [f"run.folder={folder / 'runs'}", f"run.name={name}", *OWN.split()]
-        done = run("train", str(recipe), *words, f"model.options={{widths: {widths}}}")
-        assert done.returncode == 0, done.stderr
-    return folder / "runs"
+    cases = {
+        name: {"overrides": [*OWN, f"model.options={{widths: {widths}}}"]} for name, widths in WIDTHS.items()
+    }
+    listing = folder / "cases.json"
+    listing.write_text(json.dumps({"folder": str(runs), "recipe": str(recipe), "cases": cases}))
+    done = run("tests.integration.train_cases", str(listing))
+    assert done.returncode == 0, done.stderr
+    for name in WIDTHS:
+        sync(runs / name)  # on a busy machine the training does not wait for MLflow for ever
+    return runs
 
 
 def compared(folder: Path, *words: str) -> dict:
@@ -43,7 +52,7 @@ def from_folders(
 ) -> dict:
     out = tmp_path_factory.mktemp("out")
     words = [str(trained / "small"), str(trained / "wide"), "--data", str(prepared[0])]
-    words += ["--loader", "reference", "--log-to", f"sqlite:///{trained / 'mlflow.db'}"]
+    words += ["--loader", "reference", "--no-measure", "--log-to", f"sqlite:///{trained / 'mlflow.db'}"]
     return compared(out, *words) | {"out": str(out)}
 
 
@@ -62,14 +71,22 @@ def test_figures_are_those_of_the_trainings(trained: Path, from_folders: dict) -
     assert [run["name"] for run in from_folders["runs"]] == ["small", "wide"]
 
 
-def test_speed_and_memory_are_measured(from_folders: dict) -> None:
+def test_speed_and_memory_are_measured_in_processes_of_their_own(trained: Path) -> None:
+    recipe = load_recipe(trained / "wide" / "recipe.yaml")
+    cost = measure_cost(recipe, 4, 32, world_size=1, with_training=True)
+    assert cost.notes == ()
+    assert cost.inference_seconds[64] > cost.inference_seconds[1] > 0
+    assert cost.inference_memory_bytes[64] >= cost.inference_memory_bytes[1] > 0
+    assert cost.training_memory_bytes > 1e6 and cost.micro_batch_size == 24
+    # 64 images of 32 × 32 × 3 floats and some channels of half that side: no interpreter is counted in.
+    assert cost.inference_memory_bytes[64] < 300e6
+
+
+def test_arithmetic_is_counted(from_folders: dict) -> None:
     small, wide = (entry["figures"] for entry in from_folders["runs"])
-    for figures in (small, wide):
-        assert figures["inference_images_per_second"] > 0 and figures["inference_latency_seconds"] > 0
-        assert figures["inference_memory_bytes_64"] >= figures["inference_memory_bytes_1"] > 0
-        assert figures["step_memory_bytes"] > 1e6 and figures["step_micro_batch_size"] == 24
-        assert figures["training_memory_of"] == "the whole process"
-    assert wide["forward_flops"] > 2 * small["forward_flops"] == 4 * small["forward_macs"]
+    assert small["forward_flops"] == 2 * small["forward_macs"]
+    assert wide["forward_flops"] > 2 * small["forward_flops"]
+    assert small["training_memory_of"] == "the whole process"
 
 
 def test_the_pair_is_tested_on_all_images(from_folders: dict) -> None:
@@ -87,7 +104,6 @@ def test_the_files_are_there(from_folders: dict) -> None:
         "confusion_matrix.png", "class_differences.png",
     }  # fmt: skip
     assert len(list(csv.DictReader((out / "compare.csv").open()))) == 2
-    assert json.loads((out / "compare.json").read_text())["machine"]
 
 
 def test_the_comparison_is_a_run_of_mlflow(trained: Path, from_folders: dict) -> None:
@@ -96,9 +112,9 @@ def test_the_comparison_is_a_run_of_mlflow(trained: Path, from_folders: dict) ->
     (logged,) = client.search_runs([experiment.experiment_id], "tags.kind = 'comparison'")
     assert logged.info.run_name == "compare-a-small-b-wide" and logged.info.status == "FINISHED"
     assert logged.data.metrics["A_small/top1"] == from_folders["runs"][0]["figures"]["top1"]
-    assert logged.data.metrics[f"{from_folders['paired'][0]['run']}_{{}}/mcnemar_p".format(
-        "small" if from_folders["paired"][0]["run"] == "A" else "wide"
-    )] == pytest.approx(from_folders["paired"][0]["p_value"])  # fmt: skip
+    (pair,) = from_folders["paired"]
+    name = {"A": "small", "B": "wide"}[pair["run"]]
+    assert logged.data.metrics[f"{pair['run']}_{name}/mcnemar_p"] == pytest.approx(pair["p_value"])
     paths = {file.path for file in client.list_artifacts(logged.info.run_id, "comparison")}
     assert {"comparison/compare.html", "comparison/compare.json", "comparison/curves.png"} <= paths
 
