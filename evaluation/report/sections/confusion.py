@@ -14,7 +14,7 @@ from evaluation.report.section import ReportContent, Section, draw_plot, plot_ht
 from evaluation.text import count_text, percent_text
 
 MAX_PHONE_CLASSES = 12  # of a confusion matrix that is legible on a phone without scrolling
-NUM_PAIRS = 10
+NUM_PAIRS = 8
 NUM_GROUPS = 8
 PAIR_PIXELS = 144  # shown at 56
 
