@@ -34,7 +34,7 @@ def trained(prepared: tuple[Path, Manifest], tmp_path_factory: pytest.TempPathFa
     }
     listing = folder / "cases.json"
     listing.write_text(json.dumps({"folder": str(runs), "recipe": str(recipe), "cases": cases}))
-    done = run("tests.integration.train_cases", str(listing))
+    done = run("tests.integration.train_cases", str(listing), timeout=900)
     assert done.returncode == 0, done.stderr
     for name in WIDTHS:
         sync(runs / name)  # on a busy machine the training does not wait for MLflow for ever
