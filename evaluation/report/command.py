@@ -7,22 +7,20 @@ python -m evaluation report runs/demo/checkpoints/best.pt --data data/intel --ou
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
-from data_prep.manifest import load_index, load_manifest
 from data_prep.plain_json import read_json
 from data_prep.storage import is_s3, sha256_file
+from evaluation.image_properties import measure_properties
 from evaluation.predict import TrainedModel, load_trained, predict
 from evaluation.predictions_file import SavedPredictions
 from evaluation.report.write import ReportFiles, write_report
+from evaluation.stored_images import StoredImages
 from train.checkpoint import BEST_NAME
 from train.config import RecipeError, load_recipe
 from train.config.credentials import without_credentials
@@ -58,13 +56,14 @@ def run(options: argparse.Namespace) -> int:
     options.data = (
         stage(options.data, trained.recipe.data.stage_folder).folder if is_remote else Path(options.data)
     )
+    stored = StoredImages(options.data, options.split)
     raw = predict(trained, options.data, options.split, options.loader, options.resolution)
     predictions = SavedPredictions(
         raw.logits,
         raw.labels,
         raw.sample_ids,
         raw.class_names,
-        data_index_sha256=load_manifest(options.data).splits[options.split].index.sha256,
+        data_index_sha256=stored.index_sha256,
         checkpoint_sha256=sha256_file(_checkpoint_file(options.checkpoint)),
         split=options.split,
         view=_view(trained, options).words,
@@ -75,11 +74,13 @@ def run(options: argparse.Namespace) -> int:
     files = write_report(
         out,
         predictions,
-        _image_reader(options.data, options.split),
+        stored.read,
         title=f"{trained.recipe.model.name} on {options.data.name}",
         metrics_rows=_read_rows(run_folder),
         summary=summary,
         details=_details(trained, options),
+        sample_key=stored.key,
+        properties=measure_properties(stored, predictions.sample_ids),
     )
     print(
         f"top-1 {files.metrics['report_top1']:.2%}, top-5 {files.metrics['report_top5']:.2%} on "
@@ -98,7 +99,11 @@ def _details(trained: TrainedModel, options: argparse.Namespace) -> dict[str, st
         "epoch": str(trained.progress["epoch"]),
         "data set": f"{options.data} ({options.split})",
         "model": f"{trained.recipe.model.library} {trained.recipe.model.name}",
-        "validated at": view.words,
+        "resolution": str(view.resolution),
+        "crop": f"{view.crop_ratio:g} of the shorter side",
+        "flip average": "yes: the mean of the logits of an image and its mirror image"
+        if view.flip_average
+        else "no",
         "weights": "the run's average (EMA)" if view.weights == "ema" else "of the last step",
         "weights at the start": trained.recipe.weights_at_start,
         "cost is counted at": f"${price.usd_per_hour:.2f} an hour ({price.source})" if price else "no price",
@@ -139,21 +144,6 @@ def _read_rows(run_folder: Path | None) -> list[dict[str, Any]] | None:
     if run_folder is None or not (run_folder / METRICS_NAME).is_file():
         return None
     return read_metrics(run_folder / METRICS_NAME)
-
-
-def _image_reader(folder: Path, split: Any) -> Any:
-    """Sample id → the stored image, uint8 (height, width, 3)."""
-    manifest = load_manifest(folder)
-    index = load_index(folder, manifest, split)
-    shards = [np.memmap(folder / shard.name, np.uint8, "r") for shard in manifest.splits[split].shards]
-
-    def read(sample_id: int) -> np.ndarray:
-        row = index[sample_id]
-        offset = int(row["offset"])
-        jpeg = shards[row["shard"]][offset : offset + int(row["length"])].tobytes()
-        return np.asarray(Image.open(io.BytesIO(jpeg), formats=["JPEG"]).convert("RGB"))
-
-    return read
 
 
 def _log_to_mlflow(

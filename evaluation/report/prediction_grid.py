@@ -26,7 +26,10 @@ from evaluation.text import percent_text
 
 @dataclass(frozen=True)
 class PredictedImage:
-    """One image of the grid: uint8 (height, width, 3), and the softmax of the predicted class."""
+    """One image of the grid: uint8 (height, width, 3), and the softmax of the predicted and the true class.
+
+    source: where the image came from, empty where unknown.
+    """
 
     image: NDArray[np.uint8]
     sample_id: int
@@ -34,6 +37,8 @@ class PredictedImage:
     confidence: float
     true_name: str
     is_right: bool
+    true_confidence: float | None = None
+    source: str = ""
 
     def __post_init__(self) -> None:
         shape, dtype = self.image.shape, self.image.dtype
@@ -44,7 +49,11 @@ class PredictedImage:
 
 
 def draw_predicted_images(
-    predictions: Predictions, read_image: Callable[[int], NDArray[np.uint8]], num_images: int, seed: int
+    predictions: Predictions,
+    read_image: Callable[[int], NDArray[np.uint8]],
+    num_images: int,
+    seed: int,
+    sample_key: Callable[[int], str] | None = None,
 ) -> list[PredictedImage]:
     """`num_images` samples of the split at random, without repetition (all of them where it has fewer).
 
@@ -57,21 +66,33 @@ def draw_predicted_images(
     by_sample_id = np.argsort(predictions.sample_ids)
     draw = np.random.default_rng(seed).permutation(predictions.num_samples)[:num_images]
     names = distinct_names(predictions.class_names)
-    items = []
-    for index in by_sample_id[draw]:
-        label, predicted = int(predictions.labels[index]), int(predictions.predicted_labels[index])
-        sample_id = int(predictions.sample_ids[index])
-        items.append(
-            PredictedImage(
-                image=np.asarray(read_image(sample_id)),
-                sample_id=sample_id,
-                predicted_name=names[predicted],
-                confidence=float(softmax(predictions.logits[index])[predicted]),
-                true_name=names[label],
-                is_right=predicted == label,
-            )
-        )
-    return items
+    return [
+        predicted_image(predictions, row, read_image, names, sample_key)
+        for row in by_sample_id[draw].tolist()
+    ]
+
+
+def predicted_image(
+    predictions: Predictions,
+    row: int,
+    read_image: Callable[[int], NDArray[np.uint8]],
+    names: Sequence[str],
+    sample_key: Callable[[int], str] | None = None,
+) -> PredictedImage:
+    """The image of one row of the predictions, with `names` (one a label) for its classes."""
+    label, predicted = int(predictions.labels[row]), int(predictions.predicted_labels[row])
+    sample_id = int(predictions.sample_ids[row])
+    probabilities = softmax(predictions.logits[row])
+    return PredictedImage(
+        image=np.asarray(read_image(sample_id)),
+        sample_id=sample_id,
+        predicted_name=names[predicted],
+        confidence=float(probabilities[predicted]),
+        true_name=names[label],
+        is_right=predicted == label,
+        true_confidence=float(probabilities[label]),
+        source=sample_key(sample_id) if sample_key else "",
+    )
 
 
 def plot_prediction_grid(

@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from evaluation.image_properties import ImageProperties
 from evaluation.metrics import EvaluationResults, Predictions
 from evaluation.plot_style import PHONE_INCHES, PIXEL_DENSITY, WIDE_INCHES, png_bytes
 from evaluation.report.prediction_grid import centre_square
@@ -62,7 +63,9 @@ class ReportContent:
         metrics_rows, summary: metrics.jsonl and summary.json of the run; empty where there is none.
         details: shown as a table.
         seed: of all that is drawn at random.
-        num_grid_images: random predictions to show.
+        sample_key: sample id → where the image came from; None where unknown.
+        properties: what the images are like, where that was measured.
+        num_grid_images: random predictions to show; 0: no images anywhere on the page.
     """
 
     title: str
@@ -72,6 +75,8 @@ class ReportContent:
     metrics_rows: Sequence[Mapping[str, Any]]
     summary: Mapping[str, Any]
     details: Mapping[str, str]
+    sample_key: Callable[[int], str] | None = None
+    properties: ImageProperties | None = None
     seed: int = 0
     num_grid_images: int = 24
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.plain_json import read_json
+from evaluation.image_properties import ImageProperties
 from evaluation.metrics import Predictions, evaluate
 from evaluation.predictions_file import PREDICTIONS_NAME, predictions_bytes
 from evaluation.report.page import render_page
@@ -50,18 +51,28 @@ def write_report(
     metrics_rows: Sequence[Mapping[str, Any]] | None,
     summary: Mapping[str, Any] | None,
     details: Mapping[str, str],
+    sample_key: Callable[[int], str] | None = None,
+    properties: ImageProperties | None = None,
     seed: int = 0,
     num_grid_images: int = 24,
     more_sections: Sequence[Section] = (),
 ) -> ReportFiles:
     """Write the page, its JSON, its figures and the predictions into out_dir, which is made if it is missing.
 
-    read_image: sample id → the stored image, uint8 (height, width, 3); called for the images that are shown
-    only. metrics_rows and summary are metrics.jsonl and summary.json of the run, None or incomplete where
-    there is none. details are shown as a table; their "resolution", or else the summary's
-    validation_resolution, is named beside the accuracies. seed draws the random images. more_sections come
-    before the details. ValueError for images of another shape or a negative num_grid_images; what read_image
-    raises passes through, and then nothing is written.
+    Args:
+        read_image: sample id → the stored image, uint8 (height, width, 3); called for images shown only.
+        metrics_rows, summary: metrics.jsonl and summary.json of the run, None or incomplete where there is
+            none.
+        details: shown as a table; their "resolution", or else the summary's validation_resolution, is named
+            beside the accuracies.
+        sample_key: sample id → where the image came from.
+        properties: what the images are like, for the accuracy against it.
+        seed: draws the random images; num_grid_images of them, 0 for no images anywhere on the page.
+        more_sections: come before the details.
+
+    Raises:
+        ValueError: images of another shape, or a negative num_grid_images. What read_image raises passes
+            through; nothing is written then.
     """
     content = ReportContent(
         title=title,
@@ -71,6 +82,8 @@ def write_report(
         metrics_rows=metrics_rows or [],
         summary=summary or {},
         details=details,
+        sample_key=sample_key,
+        properties=properties,
         seed=seed,
         num_grid_images=num_grid_images,
     )

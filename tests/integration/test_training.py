@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from data_prep.manifest import Manifest
+from evaluation.metrics import topk_accuracy
+from evaluation.predictions_file import load_predictions
 from tests.integration.launch import read_json, run, start, write_recipe
 from train.checkpoint import load_checkpoint, state_sha256
 from train.tracking.metrics_file import read_metrics
@@ -106,6 +108,15 @@ def test_evaluation_reports_the_same_accuracy(
     client = MlflowClient(tracking_uri=f"sqlite:///{finished.parent / 'mlflow.db'}")
     names = {artifact.path for artifact in client.list_artifacts(summary["mlflow_run_id"], "report")}
     assert {"report/report.html", "report/confusion_matrix.png", "report/prediction_grid.png"} <= names
+    logged = client.get_run(summary["mlflow_run_id"]).data.metrics
+    assert logged["report_top1"] == report["top1"] and logged["report_macro_f1"] == report["macro_f1"]
+    assert logged["report_ece"] == report["calibration"]["before"]["ece"]
+    assert logged["report_nll"] == report["calibration"]["before"]["nll"]
+    saved = load_predictions(tmp_path / "predictions.npz")
+    assert topk_accuracy(saved, 1) == report["top1"]
+    assert saved.checkpoint_sha256 == summary["checkpoint_sha256"]
+    assert saved.data_index_sha256 == prepared[1].splits["val"].index.sha256
+    assert report["image_properties"]["num_images"] == report["num_samples"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.long)])

@@ -3,12 +3,24 @@
 from collections.abc import Callable
 
 from evaluation.report.section import ReportContent, Section
-from evaluation.report.sections import confusion, details, per_class, predictions, training
+from evaluation.report.sections import (
+    calibration,
+    confusion,
+    details,
+    mistakes,
+    per_class,
+    predictions,
+    properties,
+    training,
+)
 
 BUILDERS: tuple[Callable[[ReportContent], Section | None], ...] = (
     training.build,
     confusion.build,
     per_class.build,
+    calibration.build,
+    mistakes.build,
+    properties.build,
     predictions.build,
 )
 # After the sections that a command adds of its own.

@@ -10,7 +10,7 @@ from evaluation.text import count_text, percent_text
 
 def build(content: ReportContent) -> Section | None:
     images = draw_predicted_images(
-        content.predictions, content.read_image, content.num_grid_images, content.seed
+        content.predictions, content.read_image, content.num_grid_images, content.seed, content.sample_key
     )
     if not images:
         return None
@@ -33,9 +33,11 @@ def image_grid_html(images: list[PredictedImage]) -> str:
 def _image_card(item: PredictedImage) -> str:
     predicted, true = html.escape(item.predicted_name), html.escape(item.true_name)
     verdict, symbol = ("right", "✓") if item.is_right else ("wrong", "✗")
-    truth = "" if item.is_right else f'<span class="truth">true: {true}</span>'
+    share = "" if item.true_confidence is None else f" ({percent_text(item.true_confidence, 0)})"
+    truth = "" if item.is_right else f'<span class="truth">true: {true}{share}</span>'
+    title = html.escape(f"sample {item.sample_id}" + (f": {item.source}" if item.source else ""))
     return (
-        f'<figure class="{verdict}"><img alt="An image of {true}" title="sample {item.sample_id}" '
+        f'<figure class="{verdict}"><img alt="An image of {true}" title="{title}" '
         f'src="{thumbnail_uri(item.image)}"><figcaption><b>{symbol} {predicted}</b>{truth}'
         f"<span>{percent_text(item.confidence, 0)} confident</span></figcaption></figure>"
     )
