@@ -35,6 +35,8 @@ def test_single_rows_far_above_their_past_are_spikes():
 def test_a_level_that_stays_is_three_spikes_and_then_the_usual():
     losses = np.concatenate([np.full(40, 1.0), np.full(40, 3.0)])
     assert np.flatnonzero(loss_spikes(losses)).tolist() == [40, 41, 42]
+    losses[55] = 9  # a spike of the new level, twelve rows after it became the usual one
+    assert np.flatnonzero(loss_spikes(losses)).tolist() == [40, 41, 42, 55]
 
 
 def test_a_flat_loss_makes_no_spike_of_next_to_nothing():
