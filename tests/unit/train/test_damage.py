@@ -15,11 +15,11 @@ from train.distributed import Ranks
 ALONE = Ranks(0, 1, 0, 1, torch.device("cpu"), 1)
 
 
-def loader(shard: str = "a.tar", num_samples: int = 100, allowed: float = 0.02) -> Any:
+def loader(shard: str = "a.tar", num_samples: int = 100, allowed: float = 0.02, split: str = "train") -> Any:
     return SimpleNamespace(
         damaged={},
         num_samples=num_samples,
-        plan=SimpleNamespace(max_damaged_fraction=allowed),
+        plan=SimpleNamespace(max_damaged_fraction=allowed, split=split),
         place=lambda sample_id: {"key": f"müll/{sample_id}", "shard": shard},
         describe=lambda sample_id: f"sample {sample_id}",
     )
@@ -30,7 +30,7 @@ def listed(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_a_sample_is_listed_once_over_restarts(tmp_path: Path) -> None:
-    train, val = loader(), loader("val.tar")
+    train, val = loader(), loader("val.tar", split="val")
     log = DamageLog(tmp_path, ALONE, {"train": train, "val": val})
     log.gather()
     assert log.num_samples == 0 and not (tmp_path / "damaged.jsonl").exists()
@@ -41,7 +41,7 @@ def test_a_sample_is_listed_once_over_restarts(tmp_path: Path) -> None:
     assert listed(tmp_path)[0] == first and log.num_samples == 2 and log.fault is None
     # The next start finds it at another path for another reason, and one more.
     train = loader("b.beton")
-    again = DamageLog(tmp_path, ALONE, {"train": train, "val": loader("val.beton")})
+    again = DamageLog(tmp_path, ALONE, {"train": train, "val": loader("val.beton", split="val")})
     assert again.num_samples == 2, "the run's, not those of this start"
     train.damaged |= {7: "the disk cannot read it", 3: "CRC-32C differs"}
     again.gather()
@@ -56,7 +56,7 @@ def test_a_sample_is_listed_once_over_restarts(tmp_path: Path) -> None:
 
 
 def test_share_of_a_split_that_ends_a_run(tmp_path: Path) -> None:
-    train, val = loader(num_samples=1000), loader(num_samples=50, allowed=0.02)
+    train, val = loader(num_samples=1000), loader(num_samples=50, allowed=0.02, split="val")
     log = DamageLog(tmp_path, ALONE, {"train": train, "val": val})
     train.damaged |= dict.fromkeys(range(20), "zeros")
     val.damaged[5] = "zeros"
