@@ -177,12 +177,16 @@ def _artifact_sizes(client: MlflowClient, run_id: str, notes: list[str]) -> dict
 
 
 def _fetch(client: MlflowClient, run_id: str, name: str, scratch: Path, notes: list[str]) -> bool:
+    wanted = scratch / name
     try:
-        client.download_artifacts(run_id, name, str(scratch))
+        fetched = Path(client.download_artifacts(run_id, name, str(scratch)))
+        if fetched != wanted:  # MLflow drops the folders before a single file's name
+            wanted.parent.mkdir(parents=True, exist_ok=True)
+            fetched.replace(wanted)
     except Exception as error:
         notes.append(f"Its artifact {name} cannot be fetched ({first_line(error)}).")
         return False
-    return (scratch / name).is_file()
+    return wanted.is_file()
 
 
 def _summary_of(run: Run) -> dict[str, Any]:
