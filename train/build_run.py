@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -53,6 +53,10 @@ def build_run(
 
     Args:
         folder: of the run. data: of the shards, on a disk of this machine.
+
+    Raises:
+        ValueError: recipe and data do not go together; on every rank.
+        StopWanted: a rank was asked to stop while weights were downloaded; on every rank.
     """
     manifest = ranks.on_primary(lambda: _checked_manifest(recipe, data, ranks))
     device, num_classes = ranks.device, manifest.num_classes
@@ -60,7 +64,7 @@ def build_run(
     set_matmul_precision(precision)
     torch.backends.cudnn.benchmark = True  # shapes are the same in every step of an epoch
     torch.manual_seed(recipe.run.seed)
-    model = build_on_ranks(recipe.model, num_classes, folder, ranks)
+    model = build_on_ranks(recipe.model, num_classes, folder, ranks, lambda: stop.is_raised)
     if recipe.loss.kind == "bce":
         init_bce_bias(model, num_classes)
     if recipe.model.sync_batchnorm:
@@ -125,7 +129,13 @@ def build_run(
     return run
 
 
-def build_on_ranks(config: ModelSection, num_classes: int, folder: Path, ranks: Ranks) -> nn.Module:
+def build_on_ranks(
+    config: ModelSection,
+    num_classes: int,
+    folder: Path,
+    ranks: Ranks,
+    wants_to_stop: Callable[[], bool] = lambda: False,
+) -> nn.Module:
     """The model on each rank's device, with the weights that a run in `folder` begins with.
 
     The primary asks the hub, once for all machines, and the others get its weights. A run that goes on has
@@ -133,6 +143,7 @@ def build_on_ranks(config: ModelSection, num_classes: int, folder: Path, ranks: 
 
     Raises:
         ValueError: as `build_model`, on every rank.
+        StopWanted: on every rank, where one was asked to stop while weights were downloaded.
     """
     offline = config.model_copy(update={"pretrained": False})
     if ranks.on_primary(lambda: has_checkpoint(folder)):
@@ -147,7 +158,7 @@ def build_on_ranks(config: ModelSection, num_classes: int, folder: Path, ranks: 
         built.append(build_model(config, num_classes))
         return built[0].weights_at_start, built[0].weights_note
 
-    origin = ranks.on_primary(ask_hub)
+    origin = ranks.on_primary_in_thread(ask_hub, wants_to_stop)
     model = (built[0] if built else build_model(offline, num_classes)).to(ranks.device)
     note_weights(model, *origin)
     ranks.broadcast_weights(model)
