@@ -17,6 +17,7 @@ from train.cost import Budget, Price
 from train.damage import DamageLog
 from train.data.batch import Normalize
 from train.data.device_augment import DeviceAugment
+from train.data.folds import fold_identity
 from train.data.loaders import Loader
 from train.data.order import num_steps_per_epoch
 from train.distributed import Ranks
@@ -173,6 +174,11 @@ class Run:
     def data_identity(self) -> str:
         """Equal where two data sets have the same samples with the same ids."""
         return self.manifest.splits["train"].index.sha256
+
+    @property
+    def fold_identity(self) -> list[int] | None:
+        """Equal where two runs hold out the same part of the train split; None: they hold out nothing."""
+        return fold_identity(self.recipe.data)
 
     @property
     def elapsed_seconds(self) -> float:
