@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data_prep.manifest import Manifest, load_manifest
 from train.check import split_faults
-from train.checkpoint import Cadence
+from train.checkpoint import Cadence, CheckpointStore
 from train.config import ModelSection, Recipe
 from train.cost import Budget, find_price
 from train.damage import DamageLog
@@ -35,7 +35,7 @@ from train.precision import build_autocast, build_scaler, choose_precision, set_
 from train.preemption import StopFlag
 from train.profiler import StepProfiler
 from train.run import Progress, Run
-from train.run_folder import METRICS_NAME, has_checkpoint
+from train.run_folder import METRICS_NAME
 from train.schedule import EarlyStopping, Schedule
 from train.teacher import Teacher
 from train.throughput import Throughput
@@ -55,7 +55,7 @@ def build_run(
         folder: of the run. data: of the shards, on a disk of this machine.
 
     Raises:
-        ValueError: recipe and data do not go together; on every rank.
+        ValueError: recipe and data do not go together, or no checkpoint is whole; on every rank.
         StopWanted: a rank was asked to stop while weights were downloaded; on every rank.
     """
     manifest = ranks.on_primary(lambda: _checked_manifest(recipe, data, ranks))
@@ -64,7 +64,9 @@ def build_run(
     set_matmul_precision(precision)
     torch.backends.cudnn.benchmark = True  # shapes are the same in every step of an epoch
     torch.manual_seed(recipe.run.seed)
-    model = build_on_ranks(recipe.model, num_classes, folder, ranks, lambda: stop.is_raised)
+    store = CheckpointStore(folder / "checkpoints")
+    latest = ranks.on_primary(lambda: store.latest(console.say))
+    model = build_on_ranks(recipe.model, num_classes, latest is not None, ranks, lambda: stop.is_raised)
     if recipe.loss.kind == "bce":
         init_bce_bias(model, num_classes)
     if recipe.model.sync_batchnorm:
@@ -122,6 +124,7 @@ def build_run(
         budget=Budget(recipe.budget, price),
         cadence=Cadence(recipe.checkpoint),
         window=torch.zeros(4, dtype=torch.float64, device=device),
+        latest=latest,
         progress=Progress(weights_at_start=str(model.weights_at_start), weights_note=str(model.weights_note)),
     )
     train_part(run, run.schedule.trainable_at(0))
@@ -132,21 +135,21 @@ def build_run(
 def build_on_ranks(
     config: ModelSection,
     num_classes: int,
-    folder: Path,
+    goes_on: bool,
     ranks: Ranks,
     wants_to_stop: Callable[[], bool] = lambda: False,
 ) -> nn.Module:
-    """The model on each rank's device, with the weights that a run in `folder` begins with.
+    """The model on each rank's device, with the weights that a run begins with.
 
-    The primary asks the hub, once for all machines, and the others get its weights. A run that goes on has
-    its own: those it began with are not needed, and may be gone.
+    The primary asks the hub, once for all machines, and the others get its weights. A run that goes on from
+    a checkpoint has its own: those it began with are not needed, and may be gone.
 
     Raises:
         ValueError: as `build_model`, on every rank.
         StopWanted: on every rank, where one was asked to stop while weights were downloaded.
     """
     offline = config.model_copy(update={"pretrained": False})
-    if ranks.on_primary(lambda: has_checkpoint(folder)):
+    if goes_on:
         model = build_model(offline.model_copy(update={"checkpoint": None}), num_classes)
         note_weights(model, "", "weights of its checkpoint")
         return model.to(ranks.device)

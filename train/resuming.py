@@ -38,7 +38,7 @@ from train.tracking.tensorboard import TensorBoardWriter
 def resume_or_start(run: Run) -> bool:
     """Go on from the newest whole checkpoint, or find a learning rate and begin; False on a signal."""
     store = CheckpointStore(run.folder / "checkpoints")
-    latest = run.ranks.on_primary(lambda: store.latest(run.console.say))
+    latest = run.latest
     state: dict[str, Any] | None = None
     if latest is not None:
         state = _read_state(store.folder, latest, run.ranks)

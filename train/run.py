@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from data_prep.manifest import Manifest
-from train.checkpoint import Cadence, CheckpointMirror, CheckpointWriter
+from train.checkpoint import Cadence, CheckpointEntry, CheckpointMirror, CheckpointWriter
 from train.config import Recipe
 from train.cost import Budget, Price
 from train.damage import DamageLog
@@ -101,6 +101,7 @@ class Run:
     budget: Budget
     cadence: Cadence
     window: torch.Tensor  # sums since the last log line: loss, top-1, top-5, images; on the device
+    latest: CheckpointEntry | None = None  # that this start goes on from
     progress: Progress = field(default_factory=Progress)
     startup: Startup = field(default_factory=Startup)
     writer: CheckpointWriter | None = None  # of the primary rank

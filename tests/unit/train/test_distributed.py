@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,7 +55,7 @@ def test_an_error_in_the_thread_is_the_primarys(meetings: list[list[float]]) -> 
 
 
 def test_a_download_of_weights_can_be_stopped(
-    meetings: list[list[float]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    meetings: list[list[float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     endless = threading.Event()
 
@@ -67,6 +66,6 @@ def test_a_download_of_weights_can_be_stopped(
     monkeypatch.setattr("train.build_run.build_model", build)
     config = ModelSection(name="test_resnet", pretrained=True)
     with pytest.raises(StopWanted):
-        build_on_ranks(config, 4, tmp_path, ALONE, lambda: len(meetings) >= 2)
+        build_on_ranks(config, 4, False, ALONE, lambda: len(meetings) >= 2)
     assert len(meetings) == 3
     endless.set()
