@@ -14,6 +14,7 @@ import datetime
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,7 +183,10 @@ def _attempt(function: Callable[[], Any]) -> _Outcome:
     try:
         return function(), None
     except (ValueError, RuntimeError, OSError) as error:
-        return None, str(error)
+        return None, str(error) or type(error).__name__
+    except Exception as error:
+        traceback.print_exc()  # none of the faults that we know: somebody will want to see where
+        return None, f"{type(error).__name__}: {error}"
 
 
 @contextlib.contextmanager

@@ -54,6 +54,23 @@ def test_an_error_in_the_thread_is_the_primarys(meetings: list[list[float]]) -> 
         ALONE.on_primary_in_thread(download)
 
 
+@pytest.mark.parametrize("error", [TypeError("no such argument"), KeyError("layer9"), ImportError("no timm")])
+def test_any_error_of_the_primary_reaches_all_ranks(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[Any] = []  # what the other ranks get
+    monkeypatch.setattr(Ranks, "broadcast", lambda ranks, value: told.append(value) or value)
+
+    def build() -> None:
+        raise error
+
+    for call in (ALONE.on_primary, ALONE.on_primary_in_thread):
+        with pytest.raises(PrimaryError, match=f"{type(error).__name__}: .*{error.args[0]}"):
+            call(build)
+        assert "in build" in capsys.readouterr().err  # where it was
+    assert len(told) == 2
+
+
 def test_a_download_of_weights_can_be_stopped(
     meetings: list[list[float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
