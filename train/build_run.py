@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data_prep.manifest import Manifest, load_manifest
 from train.check import split_faults
-from train.checkpoint import Cadence
+from train.checkpoint import Cadence, CheckpointStore
 from train.config import ModelSection, Recipe
 from train.cost import Budget, find_price
 from train.damage import DamageLog
@@ -35,7 +35,7 @@ from train.precision import build_autocast, build_scaler, choose_precision, set_
 from train.preemption import StopFlag
 from train.profiler import StepProfiler
 from train.run import Progress, Run
-from train.run_folder import METRICS_NAME, has_checkpoint
+from train.run_folder import METRICS_NAME
 from train.schedule import EarlyStopping, Schedule
 from train.teacher import Teacher
 from train.throughput import Throughput
@@ -53,6 +53,10 @@ def build_run(
 
     Args:
         folder: of the run. data: of the shards, on a disk of this machine.
+
+    Raises:
+        ValueError: recipe and data do not go together, or no checkpoint is whole; on every rank.
+        StopWanted: a rank was asked to stop while weights were downloaded; on every rank.
     """
     manifest = ranks.on_primary(lambda: _checked_manifest(recipe, data, ranks))
     device, num_classes = ranks.device, manifest.num_classes
@@ -60,7 +64,9 @@ def build_run(
     set_matmul_precision(precision)
     torch.backends.cudnn.benchmark = True  # shapes are the same in every step of an epoch
     torch.manual_seed(recipe.run.seed)
-    model = build_on_ranks(recipe.model, num_classes, folder, ranks)
+    store = CheckpointStore(folder / "checkpoints")
+    latest = ranks.on_primary(lambda: store.latest(console.say))
+    model = build_on_ranks(recipe.model, num_classes, latest is not None, ranks, lambda: stop.is_raised)
     if recipe.loss.kind == "bce":
         init_bce_bias(model, num_classes)
     if recipe.model.sync_batchnorm:
@@ -118,6 +124,7 @@ def build_run(
         budget=Budget(recipe.budget, price),
         cadence=Cadence(recipe.checkpoint),
         window=torch.zeros(4, dtype=torch.float64, device=device),
+        latest=latest,
         progress=Progress(weights_at_start=str(model.weights_at_start), weights_note=str(model.weights_note)),
     )
     train_part(run, run.schedule.trainable_at(0))
@@ -125,17 +132,24 @@ def build_run(
     return run
 
 
-def build_on_ranks(config: ModelSection, num_classes: int, folder: Path, ranks: Ranks) -> nn.Module:
-    """The model on each rank's device, with the weights that a run in `folder` begins with.
+def build_on_ranks(
+    config: ModelSection,
+    num_classes: int,
+    goes_on: bool,
+    ranks: Ranks,
+    wants_to_stop: Callable[[], bool] = lambda: False,
+) -> nn.Module:
+    """The model on each rank's device, with the weights that a run begins with.
 
-    The primary asks the hub, once for all machines, and the others get its weights. A run that goes on has
-    its own: those it began with are not needed, and may be gone.
+    The primary asks the hub, once for all machines, and the others get its weights. A run that goes on from
+    a checkpoint has its own: those it began with are not needed, and may be gone.
 
     Raises:
         ValueError: as `build_model`, on every rank.
+        StopWanted: on every rank, where one was asked to stop while weights were downloaded.
     """
     offline = config.model_copy(update={"pretrained": False})
-    if ranks.on_primary(lambda: has_checkpoint(folder)):
+    if goes_on:
         model = build_model(offline.model_copy(update={"checkpoint": None}), num_classes)
         note_weights(model, "", "weights of its checkpoint")
         return model.to(ranks.device)
@@ -147,7 +161,7 @@ def build_on_ranks(config: ModelSection, num_classes: int, folder: Path, ranks: 
         built.append(build_model(config, num_classes))
         return built[0].weights_at_start, built[0].weights_note
 
-    origin = ranks.on_primary(ask_hub)
+    origin = ranks.on_primary_in_thread(ask_hub, wants_to_stop)
     model = (built[0] if built else build_model(offline, num_classes)).to(ranks.device)
     note_weights(model, *origin)
     ranks.broadcast_weights(model)

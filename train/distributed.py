@@ -13,6 +13,8 @@ import contextlib
 import datetime
 import os
 import sys
+import threading
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +30,17 @@ from train.rendezvous import fresh_store
 T = TypeVar("T")
 
 BROADCAST_BYTES = 64 << 20  # at a time
+MEETING_SECONDS = 1.0  # between two meetings of the ranks while the primary is busy
+
+_Outcome = tuple[Any, str | None]  # a value, or what went wrong
 
 
 class PrimaryError(ValueError):
     """What went wrong on the primary rank, raised on all of them: it need be said once only."""
+
+
+class StopWanted(Exception):
+    """A rank was asked to stop while all of them waited for the primary; raised on all of them."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +98,41 @@ class Ranks:
 
         Without this, an error of one rank would leave the others waiting for it.
         """
-        outcome: tuple[Any, str | None] = (None, None)
+        return self._shared(_attempt(function) if self.is_primary else (None, None))
+
+    def on_primary_in_thread(
+        self, function: Callable[[], T], wants_to_stop: Callable[[], bool] = lambda: False
+    ) -> T:
+        """As `on_primary`, for what may take longer than the process group's timeout, a download say.
+
+        All ranks meet every second meanwhile, so none waits long enough to run into the timeout.
+
+        Args:
+            wants_to_stop: whether this rank was asked to stop; looked at once a second.
+
+        Raises:
+            StopWanted: on every rank, where one was asked to stop; the primary's thread is left behind.
+        """
+        box: list[_Outcome] = []
+        thread = threading.Thread(target=lambda: box.append(_attempt(function)), name="primary", daemon=True)
         if self.is_primary:
             try:
-                outcome = (function(), None)
-            except (ValueError, RuntimeError, OSError) as error:
-                outcome = (None, str(error))
+                thread.start()
+            except RuntimeError as error:  # raised here, it would leave the other ranks waiting
+                box.append((None, str(error)))
+        while True:
+            if self.is_primary and not box:
+                thread.join(MEETING_SECONDS)  # the others wait for it in the sum
+            is_waiting = self.is_primary and thread.is_alive()
+            # Every rank gets the same sums, so all leave in the same round.
+            num_waiting, num_stopping = self.sum([is_waiting, wants_to_stop()])
+            if num_stopping:
+                raise StopWanted
+            if not num_waiting:
+                return self._shared(box[0] if box else (None, "the primary's thread was ended"))
+
+    def _shared(self, outcome: _Outcome) -> Any:
+        """The primary's value, or its fault as a PrimaryError, on every rank."""
         value, fault = self.broadcast(outcome)
         if fault is not None:
             raise PrimaryError(fault)
@@ -139,6 +177,16 @@ class Ranks:
         for buffer in buffers:
             buffer.copy_(flat[position : position + buffer.numel()].view_as(buffer))
             position += buffer.numel()
+
+
+def _attempt(function: Callable[[], Any]) -> _Outcome:
+    try:
+        return function(), None
+    except (ValueError, RuntimeError, OSError) as error:
+        return None, str(error) or type(error).__name__
+    except Exception as error:
+        traceback.print_exc()  # none of the faults that we know: somebody will want to see where
+        return None, f"{type(error).__name__}: {error}"
 
 
 @contextlib.contextmanager

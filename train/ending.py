@@ -89,7 +89,7 @@ def end_by_budget(run: Run, results: dict[str, ValidationResult]) -> dict[str, A
 
 
 def leave_before_the_start(folder: Path, stop: StopFlag, console: Console) -> None:
-    """A signal during staging or the learning-rate finder: there is nothing to save yet."""
+    """A signal during staging, a download or the learning-rate finder: there is nothing to save yet."""
     if console.is_enabled:
         write_status(folder, "restart", stop.reason or "signal")
         console.say("stopped before the first step; the same command begins again")

@@ -26,7 +26,7 @@ from train.data.prefetch import on_device
 from train.data.preflight import quick_preflight
 from train.data.samples import NothingIntactError
 from train.data.staging import staged_folder
-from train.distributed import Ranks
+from train.distributed import Ranks, StopWanted
 from train.ending import (
     end_by_budget,
     end_for_damage,
@@ -85,7 +85,11 @@ def train(
             leave_before_the_start(folder, stop, console)
             return None
         startup.mark("data")
-        run = build_run(recipe, folder, data, ranks, stop, console)
+        try:
+            run = build_run(recipe, folder, data, ranks, stop, console)
+        except StopWanted:
+            leave_before_the_start(folder, stop, console)
+            return None
         run.began, run.startup, run.mirror = began, startup, mirror
         run.startup.mark("model")
         return train_to_the_end(run)

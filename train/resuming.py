@@ -20,8 +20,9 @@ from train.checkpoint import (
     CheckpointWriter,
     load_checkpoint,
 )
-from train.config import flatten
+from train.config import flatten, parse_recipe
 from train.data.batch import Targets
+from train.data.folds import fold_identity
 from train.distributed import Ranks, describe_hardware
 from train.fork import origin_of
 from train.optim import set_peak_lr
@@ -37,7 +38,7 @@ from train.tracking.tensorboard import TensorBoardWriter
 def resume_or_start(run: Run) -> bool:
     """Go on from the newest whole checkpoint, or find a learning rate and begin; False on a signal."""
     store = CheckpointStore(run.folder / "checkpoints")
-    latest = run.ranks.on_primary(lambda: store.latest(run.console.say))
+    latest = run.latest
     state: dict[str, Any] | None = None
     if latest is not None:
         state = _read_state(store.folder, latest, run.ranks)
@@ -100,7 +101,7 @@ def load_state(run: Run, state: dict[str, Any]) -> None:
     """Put a checkpoint into the parts of a run.
 
     Raises:
-        ValueError: it was made with other classes, other data, or by an earlier version.
+        ValueError: it was made with other classes, other data or another fold, or by an earlier version.
     """
     if tuple(state["class_names"]) != run.manifest.class_names:
         raise ValueError(
@@ -111,6 +112,12 @@ def load_state(run: Run, state: dict[str, Any]) -> None:
         raise ValueError(
             f"the checkpoint in {run.folder} was trained on another version of {run.recipe.data.path} (its "
             "samples or their order differ): choose another run.name, or go back to that data set"
+        )
+    if (then := _fold_of(state)) != run.fold_identity:
+        raise ValueError(
+            f"the checkpoint in {run.folder} was trained {_words_of(then)}, and this recipe trains "
+            f"{_words_of(run.fold_identity)}, so it would not hold out the same images: keep "
+            "data.folds, data.fold and data.fold_seed, or begin a run of its own (run.name)"
         )
     if "rank_states" not in state or "learning_rate" not in state:
         raise ValueError(
@@ -125,6 +132,23 @@ def load_state(run: Run, state: dict[str, Any]) -> None:
             f"the checkpoint in {run.folder} does not fit this recipe ({reason}): model, optimizer and "
             "average must be the same"
         ) from None
+
+
+def _fold_of(state: dict[str, Any]) -> list[int] | None:
+    """[folds, fold, fold_seed] of a checkpoint; those of earlier versions only have it in their recipe."""
+    if "fold" in state:
+        fold = state["fold"]
+        return fold if isinstance(fold, list) and len(fold) == 3 else None
+    try:
+        return fold_identity(parse_recipe(state["recipe"]).data)
+    except (KeyError, ValueError):
+        return None
+
+
+def _words_of(fold: list[int] | None) -> str:
+    if fold is None:
+        return "on the whole train split"
+    return f"without fold {fold[1]} of {fold[0]} (fold_seed {fold[2]})"
 
 
 def _load_parts(run: Run, state: dict[str, Any]) -> None:

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from data_prep.manifest import Manifest
-from train.checkpoint import Cadence, CheckpointMirror, CheckpointWriter
+from train.checkpoint import Cadence, CheckpointEntry, CheckpointMirror, CheckpointWriter
 from train.config import Recipe
 from train.cost import Budget, Price
 from train.damage import DamageLog
 from train.data.batch import Normalize
 from train.data.device_augment import DeviceAugment
+from train.data.folds import fold_identity
 from train.data.loaders import Loader
 from train.data.order import num_steps_per_epoch
 from train.distributed import Ranks
@@ -100,6 +101,7 @@ class Run:
     budget: Budget
     cadence: Cadence
     window: torch.Tensor  # sums since the last log line: loss, top-1, top-5, images; on the device
+    latest: CheckpointEntry | None = None  # that this start goes on from
     progress: Progress = field(default_factory=Progress)
     startup: Startup = field(default_factory=Startup)
     writer: CheckpointWriter | None = None  # of the primary rank
@@ -173,6 +175,11 @@ class Run:
     def data_identity(self) -> str:
         """Equal where two data sets have the same samples with the same ids."""
         return self.manifest.splits["train"].index.sha256
+
+    @property
+    def fold_identity(self) -> list[int] | None:
+        """Equal where two runs hold out the same part of the train split; None: they hold out nothing."""
+        return fold_identity(self.recipe.data)
 
     @property
     def elapsed_seconds(self) -> float:

@@ -53,6 +53,7 @@ def _state(run: Run, rank_states: torch.Tensor) -> dict[str, Any]:
         "num_metrics_rows": run.metrics.num_rows,
         "recipe": dump_recipe(run.recipe),
         "data_identity": run.data_identity,
+        "fold": run.fold_identity,
         "class_names": list(run.manifest.class_names),
         "mean": list(run.manifest.mean),
         "std": list(run.manifest.std),

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from data_prep.manifest import load_manifest
 from data_prep.storage import is_s3, write_atomically
 from train.config import PlateauPhase, Recipe, RecipeError, load_recipe
-from train.data.folds import class_counts_of
+from train.data.folds import class_counts_of, fold_part
 from train.data.order import num_steps_per_epoch
 from train.optim import scaled_peak_lr
 from train.schedule import Schedule
@@ -204,7 +204,12 @@ def _num_samples(recipe: Recipe, given: int | None) -> tuple[int, str]:
             return sum(counts["train"]), f"of {recipe.data.path}"
         except (ValueError, OSError, KeyError):
             pass
-    return IMAGENET_SAMPLES, f"as in ImageNet, since {recipe.data.path} is not on this disk"
+    num_samples, like = IMAGENET_SAMPLES, "as in ImageNet"
+    if (fold := fold_part(recipe.data, is_held_out=False)) is not None:
+        # The size of a whole fold follows from their number and that of all images.
+        num_samples = sum(fold.class_counts((num_samples,)))
+        like += f" without fold {fold.fold} of {fold.num_folds}"
+    return num_samples, f"{like}, since {recipe.data.path} is not on this disk"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -82,6 +82,12 @@ def fold_part(data: DataSection, is_held_out: bool) -> FoldPart | None:
     return FoldPart(data.folds, data.fold, data.fold_seed, is_held_out)
 
 
+def fold_identity(data: DataSection) -> list[int] | None:
+    """What decides which samples are held out, as saved in checkpoints: [folds, fold, fold_seed]."""
+    part = fold_part(data, is_held_out=True)
+    return None if part is None else [part.num_folds, part.fold, part.seed]
+
+
 def class_counts_of(manifest: Manifest, data: DataSection) -> dict[str, tuple[int, ...]]:
     """Samples of each class that a run trains on (`train`) and is validated on (`val`)."""
     counts = {split: manifest.splits[split].class_counts for split in manifest.splits}

@@ -6,18 +6,23 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from data_prep.manifest import Manifest, load_index
+from tests.integration.launch import write_recipe
 from tests.unit.train.loader_cases import CASES, PATIENCE, Case, consume, long_but, read, same
+from train.__main__ import main
 from train.check import split_faults
 from train.config import DataSection, Recipe, ValidationSection
-from train.data.folds import FoldPart, assign_folds, class_counts_of, fold_sizes
+from train.data.folds import FoldPart, assign_folds, class_counts_of, fold_identity, fold_sizes
 from train.data.loaders import LoaderPlan, build_loader
 from train.distributed import Ranks
+from train.resuming import load_state
 from train.run_folder import RECIPE_NAME, dump_recipe, recipe_differences
 
 NUM_FOLDS = 3
@@ -173,3 +178,40 @@ def test_another_fold_is_another_recipe(tmp_path: Path) -> None:
     (tmp_path / RECIPE_NAME).write_text(dump_recipe(recipe(tmp_path, folds=3, fold=0)))
     assert recipe_differences(tmp_path, recipe(tmp_path, folds=3, fold=0)) == []
     assert recipe_differences(tmp_path, recipe(tmp_path, folds=3, fold=1)) == ["data.fold: was 0, now 1"]
+
+
+def test_a_fork_keeps_the_fold(
+    prepared: tuple[Path, Manifest], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(write_recipe(tmp_path, prepared[0])), f"run.folder={tmp_path}", "run.name=x"]
+    words += ["schedule.phases=[{kind: constant, epochs: 1}]", "data.folds=3"]
+    assert main([*words, "data.fold=0", "budget.max_hours=1.0e-9"]) == 0
+    assert main([*words, "data.fold=1", "--fork"]) == 1
+    error = capsys.readouterr().err
+    assert "without fold 0 of 3 (fold_seed 0)" in error and "without fold 1 of 3 (fold_seed 0)" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "fits"), [(None, None, True), (1, 1, True), (1, 2, False), (None, 1, False)]
+)
+def test_a_checkpoint_without_a_saved_fold(tmp_path: Path, then: Any, now: Any, fits: bool) -> None:
+    before, after = (
+        recipe(tmp_path) if fold is None else recipe(tmp_path, folds=3, fold=fold) for fold in (then, now)
+    )
+    run: Any = SimpleNamespace(
+        folder=tmp_path,
+        recipe=after,
+        manifest=SimpleNamespace(class_names=("a", "b")),
+        data_identity="0",
+        fold_identity=fold_identity(after.data),
+    )
+    state = {"class_names": ["a", "b"], "data_identity": "0", "recipe": dump_recipe(before)}
+    # The state has no more than this: where the fold fits, the next thing is missed.
+    with pytest.raises(ValueError, match="written by an earlier version" if fits else "hold out the same"):
+        load_state(run, state)
+    del state["recipe"]
+    with pytest.raises(
+        ValueError, match="written by an earlier version" if now is None else "hold out the same"
+    ):
+        load_state(run, state)

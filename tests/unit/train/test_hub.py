@@ -156,7 +156,7 @@ def on_one_rank(rank: int, port: int, folder: str) -> None:
     ranks = Ranks(rank, 2, rank, 2, torch.device("cpu"), 1)
     torch.manual_seed(rank)
     config = ModelSection(name=NAME, pretrained="if_available")
-    model: Any = build_on_ranks(config, 7, Path(folder) / "run", ranks)
+    model: Any = build_on_ranks(config, 7, False, ranks)
     torch.save([model.state_dict(), model.weights_at_start, model.weights_note], f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -203,3 +203,23 @@ def test_what_really_happened_is_on_record(
     assert "does not answer" in summary["weights_note"]
     (tags,), _ = mlflow.return_value.set_tags.call_args
     assert tags["weights_at_start"] == "random" and tags["weights_note"] == summary["weights_note"]
+
+
+def test_a_start_with_only_a_broken_checkpoint_gets_the_weights_it_asks_for(
+    prepared: tuple[Path, Manifest],
+    tmp_path: Path,
+    lookups: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from train.__main__ import main
+
+    fill_timm_cache(Path(constants.HF_HUB_CACHE), build(num_classes=1000).state_dict())
+    (tmp_path / "x" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "x" / "checkpoints" / "step-00000002.pt").write_bytes(b"half of it")
+    words = [str(write_recipe(tmp_path, prepared[0])), f"run.folder={tmp_path}", "run.name=x"]
+    words += ["schedule.phases=[{kind: constant, epochs: 1}]", "budget.max_hours=1.0e-9"]
+    assert main([*words, "model.pretrained=true"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("step-00000002.pt is damaged") == 1 and "weights of its checkpoint" not in said
+    summary = json.loads((tmp_path / "x" / "summary.json").read_text())
+    assert summary["weights_at_start"] == "pretrained"

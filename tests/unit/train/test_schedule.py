@@ -355,6 +355,14 @@ def test_picture_counts_prepared_images(prepared, tmp_path: Path, capsys: pytest
     assert f"{manifest.splits['train'].num_samples} training images (of {folder})" in capsys.readouterr().out
 
 
+def test_steps_of_unseen_data_leave_a_fold_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = recipe_file(tmp_path, "schedule: {phases: [{kind: cosine, epochs: 3}]}\n")
+    folds = ["data.path=s3://some/imagenet", "data.folds=5", "data.fold=1"]
+    assert main([recipe, *folds, "--out", str(tmp_path / "a.png")]) == 0
+    # 1,281,167 images in 5 folds: two of 256,234, the others of 256,233.
+    assert "1,024,933 training images (as in ImageNet without fold 1 of 5" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [(["optimizer.peak=1"], "did you mean peak_lr"), (["--num-samples", "3"], "fewer than one step")],

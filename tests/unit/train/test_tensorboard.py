@@ -83,6 +83,33 @@ def test_a_run_that_begins_anew_forgets_the_former_start(tmp_path: Path) -> None
     assert read_curves(tmp_path) == curves_of(rows_up_to(4, loss=9.0))
 
 
+def test_a_start_without_tensorboard_leaves_no_gap(tmp_path: Path) -> None:
+    rows = rows_up_to(20)
+    write(tmp_path, [], 0, rows[:6])  # to step 8, then without up to step 16
+    write(tmp_path, rows[:13], 16, rows[13:])
+    assert read_curves(tmp_path) == curves_of(rows)
+
+
+def test_what_another_machine_trained_in_between_replaces_what_this_one_drew(tmp_path: Path) -> None:
+    here, there = rows_up_to(12), rows_up_to(24, loss=3.0)
+    write(tmp_path, [], 0, here)
+    kept = here[:6] + there[6:13]  # the other machine went on from step 8, and this one does from step 16
+    write(tmp_path, kept, 16, there[13:])
+    assert read_curves(tmp_path) == curves_of(here[:6] + there[6:])
+
+
+def test_rows_that_a_kill_left_half_written_are_written_again(tmp_path: Path) -> None:
+    rows = rows_up_to(16)
+    write(tmp_path, [], 0, rows[:9])
+    listed = tmp_path / "tensorboard" / "written.txt"
+    listed.write_text(listed.read_text()[:-5])
+    write(tmp_path, rows[:12], 16, rows[12:])
+    assert read_curves(tmp_path) == curves_of(rows)
+    listed.unlink()  # as earlier versions left it
+    write(tmp_path, rows, 16, [])
+    assert read_curves(tmp_path) == curves_of(rows)
+
+
 def test_a_place_that_takes_nothing_costs_one_warning(tmp_path: Path) -> None:
     (tmp_path / "tensorboard").write_text("not a folder")
     said: list[str] = []
