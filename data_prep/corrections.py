@@ -96,6 +96,15 @@ class LeftOutBlob:
     def unit(self) -> tuple[Any, ...] | None:
         return self.blob.unit
 
+    # Where the file lies, for those who look whether that is a bucket, or holds their output.
+    @property
+    def root(self) -> str | None:
+        return getattr(self.blob, "root", None)
+
+    @property
+    def location(self) -> str | None:
+        return getattr(self.blob, "location", None)
+
 
 def corrected(source: Source, corrections: Sequence[Correction]) -> tuple[Source, str]:
     """The source with corrections, and a sentence about what they changed.
@@ -109,14 +118,6 @@ def corrected(source: Source, corrections: Sequence[Correction]) -> tuple[Source
         if verdicts.setdefault(correction.key, correction) != correction:
             raise ValueError(f"--corrections: there are two verdicts on {correction.key!r}: keep one")
     labels = {name: label for label, name in enumerate(source.class_names)}
-    for correction in verdicts.values():
-        if correction.class_name is not None and correction.class_name not in labels:
-            near = difflib.get_close_matches(correction.class_name, labels, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {len(labels)} classes"
-            raise ValueError(
-                f"--corrections: {correction.key!r} becomes {correction.class_name!r}, which is no class; "
-                + hint
-            )
     samples, num_dropped, num_relabelled = [], 0, 0
     for sample in source.samples:
         found = verdicts.pop(sample.key, None)
@@ -130,7 +131,8 @@ def corrected(source: Source, corrections: Sequence[Correction]) -> tuple[Source
                 sample = replace(sample, blob=LeftOutBlob(sample.blob))
                 num_dropped += 1
             else:
-                sample = replace(sample, class_name=found.class_name, label=labels[found.class_name])
+                label = _label_of(found.key, found.class_name, labels)
+                sample = replace(sample, class_name=found.class_name, label=label)
                 num_relabelled += 1
         samples.append(sample)
     if corrections and num_dropped + num_relabelled == 0:
@@ -138,3 +140,12 @@ def corrected(source: Source, corrections: Sequence[Correction]) -> tuple[Source
     missing = f"; {len(verdicts)} files are not in this source" if verdicts else ""
     words = f"corrected: {num_dropped} left out, {num_relabelled} of another class{missing}"
     return replace(source, samples=tuple(samples)), words
+
+
+def _label_of(key: str, class_name: str, labels: dict[str, int]) -> int:
+    """ValueError: there is no such class."""
+    if class_name in labels:
+        return labels[class_name]
+    near = difflib.get_close_matches(class_name, labels, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {len(labels)} classes"
+    raise ValueError(f"--corrections: {key!r} becomes {class_name!r}, which is no class; {hint}")

@@ -135,7 +135,7 @@ def fingerprint_of(source: Source, options: PrepareOptions) -> str:
 
 def _check_apart(source: Source, folder: Folder) -> None:
     """ValueError where the output would lie among the source's files, or replace its archives."""
-    for blob in {_place_of(sample) for sample in source.samples}:
+    for blob in {_place_of(sample) for sample in source.samples} - {None}:
         inside = blob == folder.location if is_s3(blob) else False
         if not is_s3(blob) and isinstance(folder, LocalFolder):
             place, out = Path(blob).resolve(), folder.path.resolve()
@@ -146,12 +146,13 @@ def _check_apart(source: Source, folder: Folder) -> None:
             )
 
 
-def _place_of(sample: Sample) -> str:
-    """The folder that a sample's file, or the archive that holds it, lies in."""
+def _place_of(sample: Sample) -> str | None:
+    """The folder that a sample's file, or the archive that holds it, lies in; None: it has no file."""
     root = getattr(sample.blob, "root", None)
     if root is not None:
         return str(root)
-    return str(getattr(sample.blob, "location", "")).rpartition("/")[0]
+    location = getattr(sample.blob, "location", None)
+    return None if location is None else str(location).rpartition("/")[0]
 
 
 def _claim(folder: Folder, journal: Journal) -> None:

@@ -217,7 +217,7 @@ def _mean_bytes(results: list[NormalizedImage | str]) -> float:
 def _normalize_task(jobs: list[Job], settings: ImageSettings) -> list[NormalizedImage | str]:
     blob = jobs[0].sample.blob
     # A unit is fetched once, by whoever asks first; what stands alone, many at once.
-    if blob.unit is None and is_s3(str(getattr(blob, "location", ""))):
+    if blob.unit is None and is_s3(getattr(blob, "location", None) or ""):
         with ThreadPoolExecutor(REMOTE_READS) as pool:
             contents: list[bytes | str] = list(pool.map(lambda job: _read(job.sample), jobs))
     else:

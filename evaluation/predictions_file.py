@@ -18,7 +18,9 @@ Example:
 from __future__ import annotations
 
 import io
+import math
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -75,29 +77,55 @@ def load_predictions(path: Path) -> SavedPredictions:
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist: python -m evaluation RUN --data DIR writes it")
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise ValueError(f"{path} is larger than {MAX_FILE_BYTES >> 30} GiB: it holds no predictions")
     try:
-        with zipfile.ZipFile(path) as archive:
-            arrays = {name: _read_array(archive, name, *kind) for name, kind in ARRAYS.items()}
-            texts = {name: _read_array(archive, name, "U", 0) for name in TEXTS}
-    except (zipfile.BadZipFile, EOFError, OSError, RecursionError, NotImplementedError) as error:
-        raise ValueError(f"{path} is damaged ({error or 'it ends too early'}): evaluate again") from None
+        arrays = read_stored_arrays(path, ARRAYS | dict.fromkeys(TEXTS, ("U", 0)))
+    except DamagedFile as error:
+        raise ValueError(f"{path} is damaged ({error}): evaluate again") from None
     except ValueError as error:
         raise ValueError(f"{path} is not a predictions file of this project: {error}") from None
+    logits, names = arrays["logits"], arrays["class_names"]
+    if len(names) != logits.shape[1]:  # before there is an object for each name
+        raise ValueError(f"{path} cannot be used: {len(names):,} class names, {logits.shape[1]:,} classes")
     try:
         return SavedPredictions(
-            arrays["logits"],
+            logits,
             arrays["labels"],
             arrays["sample_ids"],
-            tuple(str(name) for name in arrays["class_names"]),
-            *(str(texts[name]) for name in TEXTS),
+            tuple(str(name) for name in names),
+            *(str(arrays[name]) for name in TEXTS),
         )
     except ValueError as error:
         raise ValueError(f"{path} cannot be used: {error}") from None
 
 
-def _read_array(archive: zipfile.ZipFile, name: str, kind: str, num_dimensions: int) -> NDArray[Any]:
+class DamagedFile(ValueError):
+    """No whole zip archive."""
+
+
+def read_stored_arrays(path: Path, kinds: Mapping[str, tuple[str, int]]) -> dict[str, NDArray[Any]]:
+    """Arrays of an .npz that may come from anybody: nothing runs, no array is larger than the file.
+
+    Args:
+        kinds: for each name, the kind of its numpy type ("f") and its number of dimensions.
+
+    Raises:
+        ValueError: it is damaged (DamagedFile), compressed, too large, or holds something else; the reason
+            alone, without the path.
+    """
+    try:
+        file_bytes = path.stat().st_size
+        if file_bytes > MAX_FILE_BYTES:
+            raise ValueError(f"it is larger than {MAX_FILE_BYTES >> 30} GiB")
+        with zipfile.ZipFile(path) as archive:
+            return {name: _read_array(archive, file_bytes, name, *kind) for name, kind in kinds.items()}
+    # An encrypted member is a RuntimeError.
+    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError) as error:
+        raise DamagedFile(str(error) or "it ends too early") from None
+
+
+def _read_array(
+    archive: zipfile.ZipFile, file_bytes: int, name: str, kind: str, num_dimensions: int
+) -> NDArray[Any]:
     try:
         member = archive.getinfo(f"{name}.npy")
     except KeyError:
@@ -107,12 +135,13 @@ def _read_array(archive: zipfile.ZipFile, name: str, kind: str, num_dimensions: 
         raise ValueError(f"its {name} is compressed")
     with archive.open(member) as file:
         shape, dtype = _read_header(file, name)
-        if dtype.kind != kind or len(shape) != num_dimensions:
+        if dtype.kind != kind or len(shape) != num_dimensions or not dtype.itemsize:
             raise ValueError(f"its {name} is {dtype} {shape}")
-        # Before numpy makes room for what the header claims.
-        claimed = dtype.itemsize * int(np.prod([int(size) for size in shape], dtype=object))
-        if claimed > member.file_size:
-            raise ValueError(f"its {name} claims {claimed:,} bytes and has {member.file_size:,}")
+        # Before numpy makes room for what the header claims; also a directory of a zip can claim anything.
+        room = min(member.file_size, file_bytes)
+        claimed = dtype.itemsize * math.prod(shape)
+        if claimed > room or not all(0 <= size <= room for size in shape):
+            raise ValueError(f"its {name} claims {claimed:,} bytes, of shape {shape}, and has {room:,}")
     with archive.open(member) as file:
         return np.asarray(npy_format.read_array(file, allow_pickle=False))
 

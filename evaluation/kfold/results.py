@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import statistics
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,10 @@ from numpy.typing import NDArray
 
 from data_prep.storage import write_atomically
 from evaluation.metrics import EvaluationResults, Predictions, evaluate, softmax, topk_accuracy
+from evaluation.predictions_file import read_stored_arrays
 
-ARRAYS = ("probabilities", "labels", "sample_ids", "fold")
+# The kind of each array's type, and its dimensions.
+ARRAYS = {"probabilities": ("f", 2), "labels": ("i", 1), "sample_ids": ("i", 1), "fold": ("i", 1)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,23 +114,21 @@ def save_out_of_fold(path: Path, predictions: OutOfFold) -> None:
 
 
 def load_out_of_fold(path: Path, class_names: Sequence[str]) -> OutOfFold:
-    """Read `oof.npz`, or another file of those arrays; nothing in it is executed.
+    """Read `oof.npz`, or another file of those arrays as `numpy.savez` writes it; nothing in it is executed.
 
     Raises:
         ValueError: it is missing, damaged, or holds something else.
     """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: let python -m evaluation kfold come to its end")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ARRAYS}
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist: let python -m evaluation kfold come to its end") from None
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        arrays = read_stored_arrays(path, ARRAYS)
+    except ValueError as error:
         raise ValueError(f"{path} is no file of out-of-fold predictions ({error})") from None
     probabilities = arrays.pop("probabilities")
     shapes = {array.shape for array in arrays.values()}
     fits = shapes == {probabilities.shape[:1]} and probabilities.shape[1:] == (len(class_names),)
-    kinds = probabilities.dtype.kind + "".join(array.dtype.kind for array in arrays.values())
-    if not fits or kinds != "fiii" or not len(probabilities):
+    if not fits or not len(probabilities):
         raise ValueError(f"{path} does not hold predictions for {len(class_names)} classes: run kfold again")
     labels = arrays["labels"]
     in_range = labels.min() >= 0 and labels.max() < len(class_names)

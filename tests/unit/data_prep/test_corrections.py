@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from data_prep.__main__ import main
-from data_prep.corrections import Correction, load_corrections, save_corrections
+from data_prep.corrections import Correction, LeftOutBlob, load_corrections, save_corrections
 from data_prep.manifest import load_index, load_keys, load_manifest
+from data_prep.sources.blobs import RangeBlob
 from data_prep.verify import verify
 
 
@@ -107,3 +108,37 @@ def test_the_same_command_again_finds_the_same_data_set(image_folder: Path, tmp_
     assert prepare(image_folder, tmp_path / "out", *words) == 0
     assert np.array_equal(first, load_index(tmp_path / "out", load_manifest(tmp_path / "out"), "val"))
     assert prepare(image_folder, tmp_path / "out") == 1  # another data set than without
+
+
+def test_a_relative_out_beside_a_left_out_image(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    key = "train/class_0/000.jpg"
+    save_corrections(Path("c.json"), [Correction(key=key, given="class_0", verdict="drop")])
+    assert prepare(image_folder, Path("data/mended"), "--corrections", "c.json") == 0
+    assert load_manifest(Path("data/mended")).quarantined_by_reason == {"label audit": 1}
+    # Where every image is left out, it is still known where they lie.
+    keys = [str(path.relative_to(image_folder)) for path in sorted(image_folder.glob("*/*/*.*"))]
+    every = [Correction(key=key, given=key.split("/")[1], verdict="drop") for key in keys]
+    save_corrections(Path("all.json"), every)
+    assert prepare(image_folder, image_folder / "out", "--corrections", "all.json") == 1
+    assert "lies in the source" in capsys.readouterr().err
+
+
+def test_left_out_objects_of_a_bucket_are_known_to_lie_there() -> None:
+    blob = LeftOutBlob(RangeBlob("s3://bucket/a.jpg", 0, 10, "1"))
+    assert blob.location == "s3://bucket/a.jpg" and blob.root is None
+
+
+def test_a_relabel_of_a_file_that_is_not_in_the_source(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corrections = [
+        Correction(key="train/class_0/000.jpg", given="class_0", verdict="drop"),
+        Correction(key="train/other/000.jpg", given="other", verdict="relabel", class_name="another"),
+    ]
+    save_corrections(tmp_path / "c.json", corrections)
+    assert prepare(image_folder, tmp_path / "out", "--corrections", str(tmp_path / "c.json")) == 0
+    said = capsys.readouterr()
+    assert "1 left out, 0 of another class; 1 files are not in this source" in said.out + said.err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import csv
 import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -256,4 +257,19 @@ def test_predictions_come_back_and_nothing_else_is_read(tmp_path: Path) -> None:
             load_out_of_fold(path, NAMES)
     path.write_bytes(b"PK\x03\x04 torn")
     with pytest.raises(ValueError, match="no file of out-of-fold predictions"):
+        load_out_of_fold(path, NAMES)
+    np.savez_compressed(path, **arrays)  # as small as it is, it could be anything
+    with pytest.raises(ValueError, match="its probabilities is compressed"):
+        load_out_of_fold(path, NAMES)
+    with path.open("wb") as file:
+        np.save(file, probabilities)
+    with pytest.raises(ValueError, match="no file of out-of-fold predictions"):
+        load_out_of_fold(path, NAMES)
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": "<f4", "fortran_order": False, "shape": (10**13, 4)}
+    )
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("probabilities.npy", buffer.getvalue())
+    with pytest.raises(ValueError, match="claims 160,000,000,000,000 bytes"):
         load_out_of_fold(path, NAMES)

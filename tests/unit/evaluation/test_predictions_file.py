@@ -41,6 +41,20 @@ def rewritten(save=np.savez, **changes):
     return buffer.getvalue()
 
 
+def forged(content, name, descr, shape, file_size=None):
+    """The file with another header before an array, and a size that the zip's directory claims for it."""
+    header, buffer = io.BytesIO(), io.BytesIO()
+    claim = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, claim)
+    with zipfile.ZipFile(io.BytesIO(content)) as whole, zipfile.ZipFile(buffer, "w") as file:
+        for member in whole.namelist():
+            is_it = member == f"{name}.npy"
+            file.writestr(member, (header.getvalue() if is_it else b"") + whole.read(member))
+            if is_it and file_size is not None:
+                file.getinfo(member).file_size = file.getinfo(member).compress_size = file_size
+    return buffer.getvalue()
+
+
 def test_what_was_saved_is_read_again(tmp_path):
     saved = make_saved()
     content = predictions_bytes(saved)
@@ -73,6 +87,7 @@ def test_logits_are_halved_only_where_nothing_is_lost(tmp_path):
         (rewritten(labels=np.array([object()] * 50)), "labels is object"),
         (rewritten(logits=np.zeros((50, 4), complex)), "logits is complex"),
         (rewritten(view=np.array(3)), "view is int64"),
+        (rewritten(class_names=np.array(["a"] * 5)), "5 class names, 4 classes"),
         (rewritten(sample_ids=np.zeros(50, np.int64)), "more than once"),
         (rewritten(logits=np.full((50, 4), np.nan)), "not finite"),
         (rewritten(np.savez_compressed), "compressed"),
@@ -85,16 +100,20 @@ def test_damaged_and_hostile_files_end_in_a_sentence(tmp_path, content, sentence
 
 
 def test_a_header_that_claims_more_than_its_file_takes_no_memory(tmp_path):
-    buffer = io.BytesIO()
-    claim = {"descr": "<f4", "fortran_order": False, "shape": (10**9, 10**6)}
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, claim)
-    source = io.BytesIO(predictions_bytes(make_saved()))
-    with zipfile.ZipFile(source) as whole, zipfile.ZipFile(buffer, "w") as forged:
-        for name in whole.namelist():
-            forged.writestr(name, (header.getvalue() if name == "logits.npy" else b"") + whole.read(name))
+    content = forged(predictions_bytes(make_saved()), "logits", "<f4", (10**9, 10**6))
     with pytest.raises(ValueError, match="claims 4,000,000,000,000,000 bytes"):
-        load_predictions(write(tmp_path, buffer.getvalue()))
+        load_predictions(write(tmp_path, content))
+    # The zip's own directory agrees with the header.
+    content = forged(predictions_bytes(make_saved()), "logits", "<f4", (1000, 1000), file_size=4_100_000)
+    with pytest.raises(ValueError, match="claims 4,000,000 bytes"):
+        load_predictions(write(tmp_path, content))
+
+
+@pytest.mark.parametrize("descr", ["<U0", "<U1"])
+def test_names_without_bytes_are_not_walked(tmp_path, descr):
+    content = forged(predictions_bytes(make_saved()), "class_names", descr, (10**11,))
+    with pytest.raises(ValueError, match="its class_names"):
+        load_predictions(write(tmp_path, content))
 
 
 def test_a_missing_file_names_the_command(tmp_path):
