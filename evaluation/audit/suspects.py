@@ -66,7 +66,7 @@ def find_suspects(probabilities: NDArray[np.float32], labels: NDArray[np.int64])
         from cleanlab.rank import get_label_quality_scores
     except ImportError:
         raise ValueError(
-            'cleanlab, which the label audit needs, is not installed: pip install "imagenet-sprint[audit]"'
+            'cleanlab, which the label audit needs, is not installed: pip install -e ".[audit]"'
         ) from None
     if len(np.unique(labels)) < 2:
         raise ValueError("a label audit needs images of at least two classes")

@@ -114,8 +114,18 @@ def _details(trained: TrainedModel, options: argparse.Namespace) -> dict[str, st
             trained.progress.get("weights_at_start") or trained.recipe.weights_at_start
         ),
         "cost is counted at": f"${price.usd_per_hour:.2f} an hour ({price.source})" if price else "no price",
-        "command": f"python -m evaluation {options.checkpoint} --data {options.data}",
+        "command": f"python -m evaluation {options.checkpoint} --data {options.data}{_further_words(options)}",
     }
+
+
+def _further_words(options: argparse.Namespace) -> str:
+    """The options that change what the page shows, as they would be typed."""
+    words = "" if options.split == "val" else f" --split {options.split}"
+    words += f" --resolution {options.resolution}" if options.resolution else ""
+    if options.robustness:
+        words += f" --robustness {options.robustness} --robustness-images {options.robustness_images}"
+        words += f" --robustness-severities {options.robustness_severities}"
+    return words
 
 
 def _view(trained: TrainedModel, options: argparse.Namespace) -> View:

@@ -100,17 +100,20 @@ def _robustness(
     folder = Path(options.data)
     crops = validation_crops(trained, folder, options.split, ids, resolution=resolution, progress=True)
     classify, kinds = classifier_of(trained), kinds_of(options.robustness)
+    severities = parse_severities(options.robustness_severities)
     result = measure_robustness(
         crops,
         labels,
         ids,
         classify,
         kinds,
-        severities=parse_severities(options.robustness_severities),
+        severities=severities,
         seed=SEED,
         num_in_split=predictions.num_samples,
     )
-    examples = corrupted_examples(crops, labels, ids, classify, kinds, seed=SEED)
+    examples = corrupted_examples(
+        crops, labels, ids, classify, kinds, severity=severities[len(severities) // 2], seed=SEED
+    )
     return build_robustness(result, examples, predictions.class_names)
 
 

@@ -62,7 +62,7 @@ def _training_tiles(summary: Mapping[str, Any]) -> str:
         notes += [f"world size {size:g}"] if (size := value("world_size")) is not None else []
         tiles.append(tile_html("Training time", duration_text(seconds), ", ".join(notes)))
     if (cost := value("cost_usd")) is not None:
-        tiles.append(tile_html("Training cost", f"${cost:,.2f}"))
+        tiles.append(tile_html("Training cost", f"${cost:,.2f}", "at the price below, under Details"))
     if (parameters := value("num_parameters")) is not None:
         tiles.append(tile_html("Parameters", f"{parameters / 1e6:,.1f} million"))
     return f'<dl class="tiles">{"".join(tiles)}</dl>\n' if tiles else ""
@@ -78,7 +78,9 @@ def _training_note(summary: Mapping[str, Any]) -> str:
     if (best := value("best_top1")) is not None:
         epoch = value("best_epoch")
         number = "" if epoch is None else f" ({epoch:g})"
-        note += f"Its best epoch{number} reached {percent_text(best, 2)} but was chosen on the same images."
+        note += (
+            f"Its best epoch{number} reached {percent_text(best, 2)}, chosen on the images it is judged by."
+        )
     return f'<p class="note">{html.escape(note)}</p>\n' if note else ""
 
 

@@ -41,7 +41,7 @@ def require_tensorboard() -> None:
     if importlib.util.find_spec("tensorboard") is None:
         raise ValueError(
             "tracking.tensorboard needs TensorBoard: pip install tensorboard (or the extra "
-            "imagenet-sprint[tensorboard]), or set it to false"
+            "-e ".[tensorboard]"), or set it to false"
         )
 
 

@@ -54,11 +54,9 @@ def _ffcv_fault() -> str | None:
 
 def _dali_fault() -> str | None:
     if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None:
-        return 'DALI is not installed (pip install "imagenet-sprint[dali]")'
+        return 'DALI is not installed (pip install -e ".[dali]")'
     if importlib.util.find_spec("numba") is None:
-        return (
-            'numba, which resizes what DALI decodes, is not installed (pip install "imagenet-sprint[dali]")'
-        )
+        return 'numba, which resizes what DALI decodes, is not installed (pip install -e ".[dali]")'
     try:
         importlib.import_module("nvidia.dali")
     except Exception as error:

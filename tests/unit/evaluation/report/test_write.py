@@ -212,7 +212,7 @@ def test_headline_names_accuracy_resolution_speed_time_and_cost(report):
     for figure in ("9,812 images/s", "1.2% waiting", "35 min 55 s", "$11.73", "16 epochs", "25.6 million"):
         assert figure in page.text
     assert "measured 76.31% top-1 at 224 pixels" in page.text
-    assert "76.40% but was chosen on the same images" in page.text
+    assert "76.40%, chosen on the images it is judged by" in page.text
 
 
 def test_table_has_a_row_a_class_hardest_first_and_empty_classes_last(report):
