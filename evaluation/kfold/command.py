@@ -267,7 +267,7 @@ def _write(
         weights_at_start: of each fold. damaged: sample ids that no fold's predictions hold.
     """
     recipe = kfold.recipe
-    warnings = [different_weights(weights_at_start)]
+    warnings = list(filter(None, [different_weights(weights_at_start)]))
     if damaged:
         warnings.append(f"{count_text(len(damaged), 'damaged training image')} left out of all figures.")
     facts = [
@@ -291,7 +291,6 @@ def _write(
     names = manifest.display_names or manifest.class_names
     table = kfold_json(kfold.title, results, manifest.class_names, facts, fields)
     write_atomically(kfold.folder / TABLE_NAME, table.encode("utf-8", errors="backslashreplace"))
-    warnings = [warning for warning in warnings if warning]
     page = kfold_page(kfold.title, results, names, facts, warnings)
     write_atomically(kfold.folder / PAGE_NAME, page.encode("utf-8", errors="backslashreplace"))
     return warnings
