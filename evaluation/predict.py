@@ -38,6 +38,7 @@ class TrainedModel:
     class_names: tuple[str, ...]
     progress: dict[str, Any]
     device: torch.device
+    data_identity: str = ""  # SHA-256 of the index of the samples it was trained on; empty where unknown
 
 
 def load_trained(path: Path, device: torch.device) -> TrainedModel:
@@ -74,6 +75,7 @@ def load_trained(path: Path, device: torch.device) -> TrainedModel:
         class_names=tuple(state["class_names"]),
         progress=state["progress"],
         device=device,
+        data_identity=str(state.get("data_identity") or ""),
     )
 
 
@@ -87,17 +89,19 @@ def predict(
     batch_size: int | None = None,
     progress: bool = True,
     held_out: bool = False,
+    leave_out_damaged: bool = False,
 ) -> Predictions:
     """Logits of all samples of a split, with the training's own preprocessing.
 
     Args:
         held_out: in place of `split`, what the training itself was validated on: with `data.folds`, its fold
             of the train split.
+        leave_out_damaged: predict the intact samples; the others are named on the terminal.
         resolution: side in pixels; None: the recipe's validation resolution.
 
     Raises:
         ValueError: the data set has other classes than the checkpoint, or no such split.
-        RuntimeError: a sample is damaged.
+        RuntimeError: a sample is damaged, or every one.
     """
     recipe = trained.recipe
     manifest = load_manifest(folder)
@@ -130,7 +134,7 @@ def predict(
                 ids.append(batch.sample_ids.numpy())
                 bar.update(len(batch))
         source.close()
-        if source.damaged:
+        if source.damaged and not (leave_out_damaged and ids):
             raise RuntimeError(
                 f"{len(source.damaged)} of {source.num_samples:,} samples are damaged, the figures would not "
                 f"be those of the whole split: copy {folder} again, or prepare it again"

@@ -84,6 +84,7 @@ def of_kfold(folder: Path, data: str | None) -> Audited:
         table = read_json(folder / TABLE_NAME, MAX_TABLE_BYTES)
         names, former = tuple(map(str, table["class_names"])), str(table["index_sha256"])
         place, num_folds = data or str(table["data"]), int(table["num_folds"])
+        damaged = {int(sample_id) for sample_id in table.get("damaged_sample_ids", [])}
     except FileNotFoundError:
         raise ValueError(
             f"{folder} holds no {TABLE_NAME}: let python -m evaluation kfold come to its end"
@@ -98,7 +99,8 @@ def of_kfold(folder: Path, data: str | None) -> Audited:
             "with --data, or run kfold again"
         )
     predictions = load_out_of_fold(folder / PREDICTIONS_NAME, names)
-    if predictions.sample_ids.tolist() != list(range(manifest.splits["train"].num_samples)):
+    num_train = manifest.splits["train"].num_samples
+    if predictions.sample_ids.tolist() != [number for number in range(num_train) if number not in damaged]:
         raise ValueError(
             f"{folder / PREDICTIONS_NAME} does not hold each training image once: run kfold again"
         )

@@ -17,23 +17,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from data_prep.manifest import Manifest, load_manifest
 from data_prep.storage import exclusive_lock, is_s3, write_atomically
+from evaluation.kfold.folds import check_data, different_weights, predict_fold
 from evaluation.kfold.page import kfold_json, kfold_page, spread_text
 from evaluation.kfold.results import KfoldResults, out_of_fold, save_out_of_fold, summarize
-from evaluation.metrics import Predictions
-from evaluation.predict import load_trained, predict
 from evaluation.text import count_text, percent_text
-from train.checkpoint import CheckpointStore
 from train.config import Recipe, dump_recipe, load_recipe
 from train.data.staging import stage
-from train.run_folder import RECIPE_NAME, recipe_differences
+from train.run_folder import RECIPE_NAME, is_finished, recipe_differences
 from train.sweep.parent import ParentRun
 from train.sweep.trial import StopRequest, TrialStart, run_trial, training_command, wait_for_orphan
 from train.tracking.console import duration
@@ -61,10 +60,13 @@ class Kfold:
     name: str
     num_folds: int
     num_ranks: int
-    loader: str
 
     def run_folder(self, fold: int) -> Path:
         return self.folder / f"{self.name}-fold{fold}"
+
+    @property
+    def run_folders(self) -> list[Path]:
+        return [self.run_folder(fold) for fold in range(self.num_folds)]
 
     @property
     def title(self) -> str:
@@ -90,6 +92,7 @@ def run(options: argparse.Namespace) -> int:
         )
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(folder):
+        check_data(kfold.run_folders, _index_sha256(kfold.recipe), str(kfold.recipe.data.path))
         write_atomically(folder / RECIPE_NAME, dump_recipe(kfold.recipe).encode())
         if not _check(folder, kfold.num_ranks):
             return 1
@@ -123,12 +126,20 @@ def _kfold_of(options: argparse.Namespace) -> Kfold:
     recipe = load_recipe(options.recipe, words)
     name = recipe.run.name or options.recipe.stem
     folder = options.out or recipe.run.folder / f"{name}-kfold"
-    return Kfold(folder, recipe, name, options.folds, options.nproc, recipe.data.loader)
+    return Kfold(folder, recipe, name, options.folds, options.nproc)
+
+
+def _index_sha256(recipe: Recipe) -> str:
+    """Of the train split; empty where there is none, of which the check will speak."""
+    train = load_manifest(str(recipe.data.path)).splits.get("train")
+    return "" if train is None else train.index.sha256
 
 
 def _check(folder: Path, num_ranks: int) -> bool:
     """What every launcher does before it starts a training; its sentences go to the terminal."""
-    words = ["check", str(folder / RECIPE_NAME), "--nproc-per-node", str(num_ranks), "run.name=check"]
+    # A name that no run has: a finished one would be refused.
+    names = [f"run.folder={folder}", "run.name=check"]
+    words = ["check", str(folder / RECIPE_NAME), "--nproc-per-node", str(num_ranks), *names]
     result = subprocess.run(training_command(words, 1), capture_output=True, text=True)
     sys.stderr.write(result.stderr if result.returncode else "")
     return result.returncode == 0
@@ -144,7 +155,7 @@ def _train_all(kfold: Kfold, parent: ParentRun) -> signal.Signals | None:
     with _stop_request() as stop:
         for fold in range(kfold.num_folds):
             began = time.monotonic()
-            was_there = (kfold.run_folder(fold) / "summary.json").is_file()
+            was_there = is_finished(kfold.run_folder(fold))
             wait_for_orphan(kfold.run_folder(fold), stop, _say)
             if stop.signal is not None:
                 return stop.signal
@@ -217,16 +228,18 @@ def _evaluate(kfold: Kfold, parent: ParentRun) -> None:
         data = stage(str(recipe.data.path), recipe.data.stage_folder).folder
     manifest = load_manifest(data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    of_folds = [_predict_fold(kfold, fold, data, device) for fold in range(kfold.num_folds)]
+    judged = [
+        predict_fold(folder, recipe.data.model_copy(update={"fold": fold}), data, device)
+        for fold, folder in enumerate(kfold.run_folders)
+    ]
+    of_folds = [fold.predictions for fold in judged]
+    results, together = summarize(of_folds), out_of_fold(of_folds)
+    save_out_of_fold(kfold.folder / PREDICTIONS_NAME, together)
     num_train = manifest.splits["train"].num_samples
-    if sum(predictions.num_samples for predictions in of_folds) != num_train:
-        raise RuntimeError(
-            f"the folds hold {sum(p.num_samples for p in of_folds)} of {num_train} images: was {data} "
-            "prepared again since? choose another --out"
-        )
-    results = summarize(of_folds)
-    save_out_of_fold(kfold.folder / PREDICTIONS_NAME, out_of_fold(of_folds))
-    _write(kfold, results, manifest)
+    damaged = np.setdiff1d(np.arange(num_train), together.sample_ids).tolist()
+    warnings = _write(kfold, results, manifest, [fold.weights_at_start for fold in judged], damaged)
+    for warning in warnings:
+        _say(f"warning: {warning}")
     pooled = results.pooled
     figures = {
         f"kfold_{key}_{name}": getattr(results, name)[key] for key in results.mean for name in ("mean", "std")
@@ -241,25 +254,27 @@ def _evaluate(kfold: Kfold, parent: ParentRun) -> None:
     )
 
 
-def _predict_fold(kfold: Kfold, fold: int, data: Path, device: torch.device) -> Predictions:
-    """With the last checkpoint: the best one chose its epoch on this very fold."""
-    store = CheckpointStore(kfold.run_folder(fold) / "checkpoints")
-    entry = store.newest_whole()
-    if entry is None:
-        raise RuntimeError(f"{store.folder} holds no whole checkpoint: delete that run, and start again")
-    trained = load_trained(store.folder / entry.name, device)
-    asked = (kfold.num_folds, fold, kfold.recipe.data.fold_seed)
-    if (trained.recipe.data.folds, trained.recipe.data.fold, trained.recipe.data.fold_seed) != asked:
-        raise RuntimeError(f"{kfold.run_folder(fold)} is of another fold: delete that run, and start again")
-    return predict(trained, data, "train", kfold.loader, held_out=True)
+def _write(
+    kfold: Kfold,
+    results: KfoldResults,
+    manifest: Manifest,
+    weights_at_start: Sequence[str],
+    damaged: Sequence[int],
+) -> list[str]:
+    """JSON and page; the warnings on it.
 
-
-def _write(kfold: Kfold, results: KfoldResults, manifest: Manifest) -> None:
+    Args:
+        weights_at_start: of each fold. damaged: sample ids that no fold's predictions hold.
+    """
     recipe = kfold.recipe
+    warnings = list(filter(None, [different_weights(weights_at_start)]))
+    if damaged:
+        warnings.append(f"{count_text(len(damaged), 'damaged training image')} left out of all figures.")
     facts = [
         ("data set", f"{recipe.data.path} (train)"),
         ("model", f"{recipe.model.library} {recipe.model.name}"),
-        ("weights at the start", recipe.weights_at_start),
+        ("weights at the start", ", ".join(dict.fromkeys(weights_at_start))),
+        ("damaged images, left out", f"{len(damaged):,}"),
         ("epochs of each fold", str(recipe.num_epochs)),
         ("seed of the folds", str(recipe.data.fold_seed)),
         ("seed of the trainings", str(recipe.run.seed)),
@@ -269,13 +284,16 @@ def _write(kfold: Kfold, results: KfoldResults, manifest: Manifest) -> None:
         "num_folds": kfold.num_folds,
         "source_fingerprint": manifest.source_fingerprint,
         "index_sha256": manifest.splits["train"].index.sha256,
-        "runs": [kfold.run_folder(fold).name for fold in range(kfold.num_folds)],
+        "runs": [folder.name for folder in kfold.run_folders],
+        "weights_at_start": list(weights_at_start),
+        "damaged_sample_ids": list(damaged),
     }
     names = manifest.display_names or manifest.class_names
     table = kfold_json(kfold.title, results, manifest.class_names, facts, fields)
     write_atomically(kfold.folder / TABLE_NAME, table.encode("utf-8", errors="backslashreplace"))
-    page = kfold_page(kfold.title, results, names, facts)
+    page = kfold_page(kfold.title, results, names, facts, warnings)
     write_atomically(kfold.folder / PAGE_NAME, page.encode("utf-8", errors="backslashreplace"))
+    return warnings
 
 
 def _say(line: str) -> None:

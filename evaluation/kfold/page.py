@@ -20,9 +20,13 @@ SPREAD_NOTE = (
 
 
 def kfold_page(
-    title: str, results: KfoldResults, class_names: Sequence[str], facts: Sequence[tuple[str, str]]
+    title: str,
+    results: KfoldResults,
+    class_names: Sequence[str],
+    facts: Sequence[tuple[str, str]],
+    warnings: Sequence[str] = (),
 ) -> str:
-    """All of it, self-contained; `facts` are looked up in a table at the end."""
+    """All of it, self-contained; `facts` are looked up in a table at the end, `warnings` come first."""
     pooled, num_folds = results.pooled, len(results.folds)
     has_top5 = len(class_names) > 5
     figures = [("top1", "Top-1", pooled.top1, pooled.top1_interval)]
@@ -46,7 +50,7 @@ def kfold_page(
     return page(
         title,
         "Cross-validation",
-        paragraph(lede, "lede") + tiles(headline, is_headline=True),
+        "".join(paragraph(words, "lede") for words in (*warnings, lede)) + tiles(headline, is_headline=True),
         [
             section("Folds", SPREAD_NOTE, _folds_table(results, has_top5)),
             section("Accuracy of each class", "Over all folds.", _class_table(results, class_names)),

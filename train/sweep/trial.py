@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from data_prep.plain_json import parse_json, read_json
 from data_prep.storage import FolderInUse, exclusive_lock
-from train.run_folder import METRICS_NAME, STATUS_NAME, SUMMARY_NAME, read_status
+from train.run_folder import METRICS_NAME, STATUS_NAME, SUMMARY_NAME, is_finished, read_status
 
 POLL_SECONDS = 0.2
 # torchrun itself kills its ranks 30 s after a SIGTERM; a single process may take longer to save.
@@ -134,10 +134,9 @@ def run_trial(
         should_prune: called once for each validation with (epochs done, value); True ends the trial.
         stop: looked at all the time.
     """
-    status = read_status(start.folder).get("status")
-    if status == "finished":  # in the moment in which an earlier sweep was ended
+    if is_finished(start.folder):  # in the moment in which an earlier sweep was ended
         return _outcome(start, metric, None, 0)
-    if status is not None:
+    if read_status(start.folder):  # also of one that spent its budget: it may have a larger one now
         (start.folder / STATUS_NAME).unlink(missing_ok=True)  # what is there at the end must be of this start
     start.log.parent.mkdir(parents=True, exist_ok=True)
     with start.log.open("ab") as output:
