@@ -114,7 +114,8 @@ def _details(trained: TrainedModel, options: argparse.Namespace) -> dict[str, st
             trained.progress.get("weights_at_start") or trained.recipe.weights_at_start
         ),
         "cost is counted at": f"${price.usd_per_hour:.2f} an hour ({price.source})" if price else "no price",
-        "command": f"python -m evaluation {options.checkpoint} --data {options.data}{_further_words(options)}",
+        "command": f"python -m evaluation {options.checkpoint} --data {options.data}"
+        + _further_words(options),
     }
 
 

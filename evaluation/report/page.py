@@ -62,7 +62,7 @@ def _training_tiles(summary: Mapping[str, Any]) -> str:
         notes += [f"world size {size:g}"] if (size := value("world_size")) is not None else []
         tiles.append(tile_html("Training time", duration_text(seconds), ", ".join(notes)))
     if (cost := value("cost_usd")) is not None:
-        tiles.append(tile_html("Training cost", f"${cost:,.2f}", "at the price below, under Details"))
+        tiles.append(tile_html("Training cost", f"${cost:,.2f}", "at the price stated below"))
     if (parameters := value("num_parameters")) is not None:
         tiles.append(tile_html("Parameters", f"{parameters / 1e6:,.1f} million"))
     return f'<dl class="tiles">{"".join(tiles)}</dl>\n' if tiles else ""

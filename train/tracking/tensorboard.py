@@ -40,8 +40,8 @@ def require_tensorboard() -> None:
     """Raises ValueError where the package is missing."""
     if importlib.util.find_spec("tensorboard") is None:
         raise ValueError(
-            "tracking.tensorboard needs TensorBoard: pip install tensorboard (or the extra "
-            "-e ".[tensorboard]"), or set it to false"
+            'tracking.tensorboard needs TensorBoard: pip install -e ".[tensorboard]" (or pip install '
+            "tensorboard), or set it to false"
         )
 
 
