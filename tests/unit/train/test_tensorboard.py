@@ -153,5 +153,5 @@ def test_a_missing_package_is_told_before_anything_is_trained(
     words = [str(write_recipe(tmp_path, prepared[0])), f"run.folder={tmp_path}", "tracking.tensorboard=true"]
     for command in (["check", *words], words):
         assert main(command) == 1
-        assert "tracking.tensorboard needs TensorBoard: pip install tensorboard" in capsys.readouterr().err
+        assert "tracking.tensorboard needs TensorBoard: pip install -e" in capsys.readouterr().err
     assert not list(tmp_path.glob("*/metrics.jsonl"))
