@@ -135,7 +135,9 @@ def fingerprint_of(source: Source, options: PrepareOptions) -> str:
 
 def _check_apart(source: Source, folder: Folder) -> None:
     """ValueError where the output would lie among the source's files, or replace its archives."""
-    for blob in {_place_of(sample) for sample in source.samples} - {None}:
+    for blob in {_place_of(sample) for sample in source.samples}:
+        if blob is None:
+            continue
         inside = blob == folder.location if is_s3(blob) else False
         if not is_s3(blob) and isinstance(folder, LocalFolder):
             place, out = Path(blob).resolve(), folder.path.resolve()
