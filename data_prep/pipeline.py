@@ -135,8 +135,9 @@ def fingerprint_of(source: Source, options: PrepareOptions) -> str:
 
 def _check_apart(source: Source, folder: Folder) -> None:
     """ValueError where the output would lie among the source's files, or replace its archives."""
-    places = {_place_of(sample) for sample in source.samples}
-    for blob in (place for place in places if place is not None):
+    for blob in {_place_of(sample) for sample in source.samples}:
+        if blob is None:
+            continue
         inside = blob == folder.location if is_s3(blob) else False
         if not is_s3(blob) and isinstance(folder, LocalFolder):
             place, out = Path(blob).resolve(), folder.path.resolve()

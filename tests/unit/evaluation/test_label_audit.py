@@ -88,7 +88,7 @@ def test_missing_cleanlab_names_the_command(monkeypatch: pytest.MonkeyPatch) -> 
         return original(name, *arguments, **keywords)  # type: ignore[arg-type]
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ValueError, match=r'pip install "imagenet-sprint\[audit\]"'):
+    with pytest.raises(ValueError, match=r'pip install -e "\.\[audit\]"'):
         find_suspects(*planted()[:2])
 
 
