@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
@@ -20,6 +21,8 @@ from evaluation.plot_style import (
     new_figure,
     style_axes,
 )
+
+FEW_IMAGES = 10  # a bin with fewer is drawn pale
 
 
 def plot_calibration(measured: Mapping[str, Calibration], *, width_inches: float = WIDE_INCHES) -> Figure:
@@ -51,10 +54,13 @@ def _draw_diagram(axes: Axes, title: str, calibration: Calibration) -> None:
     intervals = np.array([wilson_interval(b.num_right, b.count) for b in bins])
     style_axes(axes, f"{title}: ECE {100 * calibration.ece:.1f} points", grid="y")
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1.1, dashes=(5, 3))
-    axes.vlines(confidences, np.minimum(confidences, top1), np.maximum(confidences, top1), color=ORANGE,
-                alpha=0.3, linewidth=7)  # fmt: skip
-    axes.vlines(confidences, intervals[:, 0], intervals[:, 1], color=BLUE, linewidth=1.2)
-    axes.plot(confidences, top1, "o-", color=BLUE, markersize=5, linewidth=1.2)
+    # A bin of three images is no curve: it is pale, and no line leads the eye to it.
+    strength = np.where(np.array([b.count for b in bins]) >= FEW_IMAGES, 1.0, 0.3)
+    colours = [to_rgba(BLUE, alpha) for alpha in strength]
+    axes.vlines(confidences, np.minimum(confidences, top1), np.maximum(confidences, top1), linewidth=7,
+                colors=[to_rgba(ORANGE, 0.35 * alpha) for alpha in strength])  # fmt: skip
+    axes.vlines(confidences, intervals[:, 0], intervals[:, 1], colors=colours, linewidth=1.3)
+    axes.scatter(confidences, top1, s=34, c=colours, zorder=3, linewidths=0)
     style: dict[str, Any] = {"color": MUTED, "fontsize": SMALL_POINTS, "style": "italic"}
     axes.text(0.03, 0.95, "less sure than right", va="top", **style)
     axes.text(0.98, 0.03, "surer than right", ha="right", **style)

@@ -105,7 +105,10 @@ def _details(trained: TrainedModel, options: argparse.Namespace) -> dict[str, st
         "data set": f"{options.data} ({options.split})",
         "model": f"{trained.recipe.model.library} {trained.recipe.model.name}",
         "resolution": str(view.resolution),
-        "validated at": view.words,
+        "crop": f"{view.crop_ratio:g} of the shorter side",
+        "flip average": "yes: the mean of the logits of an image and its mirror image"
+        if view.flip_average
+        else "no",
         "weights": "the run's average (EMA)" if view.weights == "ema" else "of the last step",
         "weights at the start": trained.recipe.weights_at_start,
         "cost is counted at": f"${price.usd_per_hour:.2f} an hour ({price.source})" if price else "no price",

@@ -36,6 +36,9 @@ from evaluation.text import percent_text
 
 MAX_NAMED_CLASSES = 60  # beyond, a confusion matrix has no room for names and figures
 MAX_BLOCKS = 100
+MAX_CLUSTERED_BLOCKS = (
+    50  # a block of classes taken for each other may be larger than one of neighbouring labels
+)
 MAX_BARS = 60
 LOWEST_BARS, HIGHEST_BARS = 30, 10  # shown of a data set with more classes than MAX_BARS
 SMOOTHED_FROM_POINTS = 120  # training rows; fewer are drawn as they are
@@ -63,7 +66,7 @@ def plot_confusion_matrix(
     if order is not None:
         matrix, names = matrix[np.ix_(order, order)], [names[label] for label in order]
     if num_classes > MAX_NAMED_CLASSES:
-        return _plot_coarse_matrix(matrix, min(width_inches, 7.2), "label" if order is None else "place")
+        return _plot_coarse_matrix(matrix, min(width_inches, 6.2), order is not None)
     counts, shares, colours = _shares_and_colours(matrix)
     longest = 26 if width_inches >= 6 else 13
     names = [plain_text(name, longest) for name in names]
@@ -123,14 +126,16 @@ def _write_shares(
         axes.text(label, label, "–", color=MUTED, **style)
 
 
-def labels_per_block(num_classes: int) -> int:
-    """How many neighbouring labels share a row of the confusion matrix: more than 1 above 100 classes."""
-    return math.ceil(num_classes / MAX_BLOCKS)
+def classes_per_block(num_classes: int, is_clustered: bool) -> int:
+    """How many neighbours share a row of the confusion matrix: more than 1 above 100 classes."""
+    is_coarse = is_clustered and num_classes > MAX_BLOCKS
+    return math.ceil(num_classes / (MAX_CLUSTERED_BLOCKS if is_coarse else MAX_BLOCKS))
 
 
-def _plot_coarse_matrix(matrix: NDArray[np.int64], side_inches: float, position: str) -> Figure:
+def _plot_coarse_matrix(matrix: NDArray[np.int64], side_inches: float, is_clustered: bool) -> Figure:
     num_classes = len(matrix)
-    block = labels_per_block(num_classes)
+    block = classes_per_block(num_classes, is_clustered)
+    position = "place" if is_clustered else "label"
     starts = np.arange(0, num_classes, block)
     blocks = np.add.reduceat(np.add.reduceat(matrix, starts, axis=0), starts, axis=1)
     _, _, colours = _shares_and_colours(blocks)

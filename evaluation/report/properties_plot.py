@@ -44,7 +44,7 @@ def plot_properties(panels: Mapping[str, PropertyPanel], *, width_inches: float 
     for axes in all_axes[::columns]:
         axes.set_ylabel("top-1")
     handles, labels = all_axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower left", ncols=1 if width_inches < 6 else 2,
+    figure.legend(handles[::-1], labels[::-1], loc="outside lower left", ncols=1 if width_inches < 6 else 2,
                   frameon=False, fontsize=SMALL_POINTS, labelcolor=INK)  # fmt: skip
     return figure
 

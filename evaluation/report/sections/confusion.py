@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from evaluation.confusion_groups import BothWays, cluster_order, confused_both_ways, confused_groups
 from evaluation.metrics import distinct_names, softmax
-from evaluation.report.plots import MAX_NAMED_CLASSES, labels_per_block, plot_confusion_matrix
+from evaluation.report.plots import MAX_NAMED_CLASSES, classes_per_block, plot_confusion_matrix
 from evaluation.report.section import ReportContent, Section, draw_plot, plot_html, thumbnail_uri
 from evaluation.text import count_text, percent_text
 
@@ -40,7 +40,9 @@ def build(content: ReportContent) -> Section:
             f"{percent_text(group.fraction)} of its images</span></li>"
             for group in groups
         )
-        parts.append(f'<div class="card pairs groups"><h3>Groups</h3>\n<ol>\n{items}\n</ol></div>')
+        parts.append(
+            f'<div class="card pairs groups"><h3>Groups taken for each other</h3>\n<ol>\n{items}\n</ol></div>'
+        )
     named = content.class_names
     directed = [
         {"true": named[pair.true_label], "predicted": named[pair.predicted_label], **asdict(pair)}
@@ -61,7 +63,7 @@ def build(content: ReportContent) -> Section:
 
 
 def _note(num_classes: int, is_clustered: bool) -> str:
-    if (block := labels_per_block(num_classes)) > 1:
+    if (block := classes_per_block(num_classes, is_clustered)) > 1:
         return (
             f"Classes that are taken for each other lie side by side (hierarchical clustering), {block} to a "
             "row and a column. Blue stays in its block, right or not; orange leaves it, on a scale that "

@@ -9,13 +9,13 @@ from evaluation.report.properties_plot import PropertyPanel, plot_properties
 from evaluation.report.section import ReportContent, Section, draw_plot, plot_html
 from evaluation.text import percent_text
 
-# Name → title, how a value is written, the words for the lowest and the highest group.
+# Name → word, title, how a value is written.
 PROPERTIES = {
-    "size": ("Size: √(width × height), px", lambda v: f"{v:.0f}", "smallest", "largest"),
-    "aspect_ratio": ("Width : height", lambda v: f"{v:.2f}", "narrowest", "widest"),
-    "brightness": ("Brightness (mean, 0 … 1)", lambda v: f"{v:.2f}", "darkest", "brightest"),
-    "contrast": ("Contrast (deviation)", lambda v: f"{v:.2f}", "flattest", "most contrasted"),
-    "bytes_per_pixel": ("Detail: JPEG bytes a pixel", lambda v: f"{v:.2f}", "plainest", "most detailed"),
+    "size": ("size", "Size: √(width × height), px", lambda v: f"{v:.0f}"),
+    "aspect_ratio": ("shape", "Shape: width / height", lambda v: f"{v:.2f}"),
+    "brightness": ("brightness", "Brightness (mean, 0 … 1)", lambda v: f"{v:.2f}"),
+    "contrast": ("contrast", "Contrast (standard deviation)", lambda v: f"{v:.2f}"),
+    "bytes_per_pixel": ("detail", "Detail: JPEG bytes a pixel", lambda v: f"{v:.2f}"),
 }
 SIGNIFICANCE = 0.05  # of all properties together
 
@@ -32,7 +32,7 @@ def build(content: ReportContent) -> Section | None:
     expected = class_top1[predictions.labels[places]]
     groups = {name: accuracy_by_group(properties.values[name], is_right, expected) for name in PROPERTIES}
     panels = {
-        name: PropertyPanel(PROPERTIES[name][0], found, PROPERTIES[name][1])
+        name: PropertyPanel(PROPERTIES[name][1], found, PROPERTIES[name][2])
         for name, found in groups.items()
         if len(found) > 1
     }
@@ -62,8 +62,7 @@ def build(content: ReportContent) -> Section | None:
 
 
 def _sentence(groups: dict[str, list[PropertyGroup]]) -> str:
-    alike = [PROPERTIES[name][0].split(":")[0].split(" (")[0].lower() for name, found in groups.items()
-             if len(found) == 1]  # fmt: skip
+    alike = [PROPERTIES[name][0] for name, found in groups.items() if len(found) == 1]
     parts = []
     # Bonferroni: of five properties one would differ by chance in every fourth report.
     p_values = {name: difference_p_value(found) * len(groups) for name, found in groups.items()}
@@ -71,11 +70,10 @@ def _sentence(groups: dict[str, list[PropertyGroup]]) -> str:
         name for name in sorted(p_values, key=lambda name: p_values[name]) if p_values[name] < SIGNIFICANCE
     ]
     for name in told[:2]:
-        lowest, highest = groups[name][0], groups[name][-1]
-        _, _, low_word, high_word = PROPERTIES[name]
+        top1 = [group.top1 for group in groups[name]]
         parts.append(
-            f"The {low_word} images are recognised in {percent_text(lowest.top1)}, the {high_word} in "
-            f"{percent_text(highest.top1)}."
+            f"Top-1 differs with {PROPERTIES[name][0]}: from {percent_text(min(top1))} to "
+            f"{percent_text(max(top1))}."
         )
     if told:
         parts.append(
@@ -85,5 +83,5 @@ def _sentence(groups: dict[str, list[PropertyGroup]]) -> str:
     else:
         parts.append("No property goes with a difference in accuracy that this many images could show.")
     if alike:
-        parts.append(f"All images are alike in {' and '.join(alike)}, or too few to part.")
+        parts.append(f"In {' and '.join(alike)} the images are alike, or too few to part.")
     return " ".join(parts)
