@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained = load_trained(options.checkpoint, device)
     resolution = options.resolution or trained.recipe.validation_resolution
-    model_sections.check_arguments(options, resolution)
+    model_sections.check_arguments(options, trained.model, resolution)
     is_remote = is_s3(options.data)
     options.data = (
         stage(options.data, trained.recipe.data.stage_folder).folder if is_remote else Path(options.data)

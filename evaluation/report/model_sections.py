@@ -6,9 +6,11 @@ import argparse
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from data_prep.progress import progress_bar
 from evaluation.crops import validation_crops
+from evaluation.explain.capture import find_module
 from evaluation.explain.grad_cam import choose_layer, grad_cam, map_grid, overlay
 from evaluation.metrics import Predictions, softmax
 from evaluation.predict import TrainedModel
@@ -61,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_arguments(options: argparse.Namespace, resolution: int) -> None:
+def check_arguments(options: argparse.Namespace, model: nn.Module, resolution: int) -> None:
     """Raise ValueError for values that make no sense, before anything is computed."""
     parse_severities(options.robustness_severities)
     most = MAX_CROP_BYTES // (3 * resolution**2)
@@ -72,6 +74,8 @@ def check_arguments(options: argparse.Namespace, resolution: int) -> None:
         )
     if not 0 <= options.grad_cam <= MAX_EXPLAINED:
         raise ValueError(f"--grad-cam is {options.grad_cam}: it must be from 0 to {MAX_EXPLAINED} images")
+    if options.grad_cam_layer is not None:
+        find_module(model, options.grad_cam_layer)
 
 
 def build_model_sections(

@@ -110,9 +110,10 @@ def test_options_that_make_no_sense_are_sentences(prepared):
         (("--robustness", "--robustness-images", "99999999"), "from 1 to 28,532 at 224"),
         (("--robustness-severities", "7"), "from 1 to 5"),
         (("--grad-cam", "-1"), "from 0 to 200"),
+        (("--grad-cam-layer", "layer9"), "no layer 'layer9'"),
     ):
         with pytest.raises(ValueError, match=words):
-            model_sections.check_arguments(options_of(prepared, *arguments), 224)
+            model_sections.check_arguments(options_of(prepared, *arguments), torch.nn.Sequential(), 224)
     with pytest.raises(SystemExit):
         options_of(prepared, "--robustness", "rain")
 
@@ -193,4 +194,5 @@ def test_documented_commands_have_these_options():
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     for line in commands:
-        model_sections.check_arguments(parser.parse_args(line.split()), 96)
+        options = parser.parse_args(line.split())
+        model_sections.check_arguments(options, torch.nn.ModuleDict({"layer3": torch.nn.ReLU()}), 96)
