@@ -245,7 +245,7 @@ TERMS = (
         "Holm’s correction",
         "With several runs against one, some p comes out small by chance. Holm’s correction raises them so "
         "that the whole family errs in at most 5% of cases. “Better” and “worse” are said below 0.05 after "
-        "it.",
+        "it. The intervals are of one pair each and not corrected: one may omit 0 where p allows chance.",
     ),
     (
         "Interval of a difference",

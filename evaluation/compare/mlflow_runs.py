@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,9 +181,9 @@ def _fetch(client: MlflowClient, run_id: str, name: str, scratch: Path, notes: l
     wanted = scratch / name
     try:
         fetched = Path(client.download_artifacts(run_id, name, str(scratch)))
-        if fetched != wanted:  # MLflow drops the folders before a single file's name
+        if fetched.resolve() != wanted.resolve():  # MLflow drops the folders before a single file's name
             wanted.parent.mkdir(parents=True, exist_ok=True)
-            fetched.replace(wanted)
+            shutil.copyfile(fetched, wanted)  # not moved: a store may hand out its own file
     except Exception as error:
         notes.append(f"Its artifact {name} cannot be fetched ({first_line(error)}).")
         return False

@@ -173,6 +173,8 @@ def _tests_section(comparison: Comparison, split: str) -> str:
         f"Each run against {baseline.label} on the same {count_text(num_images, 'image')} ({split}); "
         "differences of top-1 in points of percent."
     )
+    if len(comparison.pairs) > 1:
+        note += " p in the sentences is after Holm’s correction."
     wrong = comparison.num_wrong_for_all or 0
     share = percent_text(wrong / num_images)
     all_wrong = (
