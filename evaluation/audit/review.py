@@ -104,7 +104,9 @@ def read_review(
     """
     try:
         text = read_bounded(path, MAX_REVIEW_BYTES).decode("utf-8-sig")
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        # Spreadsheets of many countries write semicolons, whatever they read.
+        delimiter = max(",;\t", key=text.partition("\n")[0].count)
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
     except FileNotFoundError:
         raise ValueError(f"--apply {path} does not exist") from None
     except (UnicodeDecodeError, csv.Error) as error:

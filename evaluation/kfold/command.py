@@ -26,7 +26,7 @@ import torch
 
 from data_prep.manifest import Manifest, load_manifest
 from data_prep.storage import exclusive_lock, is_s3, write_atomically
-from evaluation.kfold.folds import check_data, different_weights, predict_fold
+from evaluation.kfold.folds import check_data, different_weights, predict_fold, steered_by_folds
 from evaluation.kfold.page import kfold_json, kfold_page, spread_text
 from evaluation.kfold.results import KfoldResults, out_of_fold, save_out_of_fold, summarize
 from evaluation.text import count_text, percent_text
@@ -267,7 +267,7 @@ def _write(
         weights_at_start: of each fold. damaged: sample ids that no fold's predictions hold.
     """
     recipe = kfold.recipe
-    warnings = list(filter(None, [different_weights(weights_at_start)]))
+    warnings = list(filter(None, [different_weights(weights_at_start), steered_by_folds(recipe.schedule)]))
     if damaged:
         warnings.append(f"{count_text(len(damaged), 'damaged training image')} left out of all figures.")
     facts = [

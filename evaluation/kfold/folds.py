@@ -19,7 +19,7 @@ from data_prep.manifest import load_manifest
 from evaluation.metrics import Predictions
 from evaluation.predict import load_trained, predict
 from train.checkpoint import CheckpointStore, load_checkpoint
-from train.config import DataSection
+from train.config import DataSection, ScheduleSection
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +75,20 @@ def predict_fold(run_folder: Path, config: DataSection, data: Path, device: torc
     predictions = predict(trained, data, "train", config.loader, held_out=True, leave_out_damaged=True)
     weights = trained.progress.get("weights_at_start") or trained.recipe.weights_at_start
     return JudgedFold(predictions, str(weights))
+
+
+def steered_by_folds(schedule: ScheduleSection) -> str:
+    """A sentence where the held-out images decided about the training that they judge; else empty."""
+    by = [
+        *(["early stopping"] if schedule.early_stopping is not None else []),
+        *(["a plateau phase"] if any(phase.kind == "plateau" for phase in schedule.phases) else []),
+    ]
+    if not by:
+        return ""
+    return (
+        f"{' and '.join(by)} looked at each fold while the model was trained that the fold judges, so its "
+        "figures are somewhat too good: leave that out of the recipe for a clean figure."
+    )
 
 
 def different_weights(weights_at_start: Sequence[str]) -> str:

@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     if options.resolution is not None and not 8 <= options.resolution <= 2048:
         raise ValueError(f"--resolution is {options.resolution}: it must be from 8 to 2048 pixels")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trained = load_trained(options.checkpoint, device)
+    trained, checkpoint_sha256 = _load_with_sha256(options.checkpoint, device)
     resolution = options.resolution or trained.recipe.validation_resolution
     model_sections.check_arguments(options, trained.model, resolution)
     is_remote = is_s3(options.data)
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
         raw.sample_ids,
         raw.class_names,
         data_index_sha256=stored.index_sha256,
-        checkpoint_sha256=sha256_file(_checkpoint_file(options.checkpoint)),
+        checkpoint_sha256=checkpoint_sha256,
         split=options.split,
         view=_view(trained, options).words,
     )
@@ -132,6 +132,16 @@ def _further_words(options: argparse.Namespace) -> str:
 def _view(trained: TrainedModel, options: argparse.Namespace) -> View:
     headline = views_of(trained.recipe)[0]
     return replace(headline, resolution=options.resolution or headline.resolution)
+
+
+def _load_with_sha256(path: Path, device: torch.device) -> tuple[TrainedModel, str]:
+    """The model of a checkpoint, and the SHA-256 of the very file; a running training may replace it."""
+    file = _checkpoint_file(path)
+    before = sha256_file(file) if file.is_file() else ""
+    trained = load_trained(path, device)
+    if sha256_file(file) != before:
+        raise RuntimeError(f"{file} was replaced while it was read: run the same command again")
+    return trained, before
 
 
 def _checkpoint_file(path: Path) -> Path:

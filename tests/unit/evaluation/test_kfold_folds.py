@@ -10,9 +10,10 @@ import torch
 
 from data_prep.manifest import Manifest, load_index, load_manifest
 from evaluation.kfold import folds as module
-from evaluation.kfold.folds import check_data, different_weights, predict_fold
+from evaluation.kfold.folds import check_data, different_weights, predict_fold, steered_by_folds
 from evaluation.predict import TrainedModel
 from tests.unit.evaluation.test_crops import trained  # noqa: F401
+from train.config import ScheduleSection
 from train.data.folds import FoldPart
 from train.run_folder import write_status
 from train.sweep.trial import Outcome, StopRequest, TrialStart, run_trial
@@ -74,3 +75,11 @@ def test_a_training_that_spent_its_budget_goes_on(tmp_path: Path, monkeypatch: p
     (start.folder / "summary.json").write_text('{"final_top1": 0.75}')
     assert run_trial(start, "top1", lambda epoch, value: False, StopRequest()) != Outcome("complete", 0.75)
     assert start.log.exists()
+
+
+def test_a_training_that_its_own_fold_steered_is_said() -> None:
+    cycle, plateau = {"kind": "one_cycle", "epochs": 4}, {"kind": "plateau", "epochs": 2}
+    assert steered_by_folds(ScheduleSection(phases=(cycle,))) == ""
+    assert steered_by_folds(ScheduleSection(phases=(cycle, plateau))).startswith("a plateau phase looked")
+    stopping = ScheduleSection(phases=(cycle,), early_stopping={"patience": 3})
+    assert steered_by_folds(stopping).startswith("early stopping looked")

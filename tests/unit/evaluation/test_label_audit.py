@@ -150,15 +150,22 @@ def test_no_cell_is_a_formula() -> None:
     assert rows[0][-1] == "verdict" and {row[-1] for row in rows[1:]} == {""}
 
 
-def reviewed(tmp_path: Path, verdicts: list[str]) -> Path:
+def reviewed(tmp_path: Path, verdicts: list[str], delimiter: str = ",") -> Path:
     rows = list(csv.reader(io.StringIO(suspects_csv(SUSPECTS, NAMES, for_review=True), newline="")))
     buffer = io.StringIO()
-    writer = csv.writer(buffer)
+    writer = csv.writer(buffer, delimiter=delimiter)
     writer.writerow(rows[0])
     writer.writerows([*row[:-1], verdict] for row, verdict in zip(rows[1:], verdicts, strict=True))
     path = tmp_path / "review.csv"
     path.write_text("\ufeff" + buffer.getvalue(), encoding="utf-8")  # as Excel saves it
     return path
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_a_spreadsheet_may_choose_its_delimiter(tmp_path: Path, delimiter: str) -> None:
+    words = ["drop", "keep", "", "relabel: quote, comma", "keep", ""]
+    expected = read_review(reviewed(tmp_path, words), SUSPECTS, NAMES)
+    assert read_review(reviewed(tmp_path, words, delimiter), SUSPECTS, NAMES) == expected
 
 
 def test_verdicts_become_corrections_and_accuracies(tmp_path: Path) -> None:
