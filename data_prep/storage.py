@@ -330,13 +330,21 @@ def retry_disk_full(action: Callable[[], Result]) -> Result:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` under a temporary name, flush it to the disk, then rename it to `path`."""
+    """Write `content` under a temporary name, flush it to the disk, then rename it to `path`.
+
+    Where that fails, `path` is what it was, and nothing else is left.
+    """
     temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
     sync_folder(path.parent)
 
 

@@ -6,8 +6,8 @@ import html
 from collections.abc import Sequence
 from itertools import groupby
 
+from data_prep.page import data_uri, section
 from data_prep.stats.audit_report import AuditedSample, AuditReport, Cluster, summary_lines
-from data_prep.stats.card import data_uri, section
 from data_prep.stats.contact_sheet import jpeg_bytes, load_picture
 from data_prep.stats.samples import DamagedSample, DataSet
 

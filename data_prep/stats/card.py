@@ -6,20 +6,19 @@ the page's own policy forbids it any request and any script.
 
 from __future__ import annotations
 
-import base64
 import html
 from collections.abc import Sequence
 from pathlib import Path
-from string import Template
 
 from matplotlib.figure import Figure
 
+from data_prep.page import data_uri, page, section, tiles
 from data_prep.stats.contact_sheet import ContactRow, jpeg_bytes
 from data_prep.stats.facts import Facts
 from data_prep.stats.look import CSS_PIXELS_PER_INCH, PHONE_INCHES, count_text, png_bytes
 from data_prep.stats.plots import plot_class_counts, plot_images
 
-TEMPLATE = Path(__file__).with_name("card_template.html")
+STYLE = Path(__file__).with_name("card.css")
 STRIP_PIXELS = 175  # height of a contact strip at most, CSS pixels
 
 
@@ -48,33 +47,20 @@ def render_card(facts: Facts, rows: Sequence[ContactRow], audit_section: str, wa
         audit_section,
         _facts_section(facts),
     ]
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=html.escape(facts.name),
-        headline=_headline(facts, warnings),
-        sections="\n".join(section for section in sections if section),
-        footer="<code>data_card.png</code> beside this page shows the same in one picture.",
+    return page(
+        facts.name,
+        "Data card",
+        _headline(facts, warnings),
+        sections,
+        "<code>data_card.png</code> beside this page shows the same in one picture.",
+        STYLE.read_text(encoding="utf-8"),
     )
-
-
-def section(title: str, note: str, content: str) -> str:
-    """A titled part of the page; content is HTML, title and note are text."""
-    small = f'<p class="note">{html.escape(note)}</p>\n' if note else ""
-    return f"<section>\n<h2>{html.escape(title)}</h2>\n{small}{content}\n</section>"
-
-
-def data_uri(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def _headline(facts: Facts, warnings: Sequence[str]) -> str:
-    tiles = "".join(
-        f'<div class="tile"><dt>{html.escape(what)}</dt><dd class="figure">{html.escape(figure)}</dd>'
-        f'<dd class="note">{html.escape(note)}</dd></div>'
-        for what, figure, note in facts.tiles
-    )
     lines = "".join(f'<li class="urgent">{html.escape(warning)}</li>' for warning in warnings)
     listing = f'\n<ul class="card findings">{lines}</ul>' if lines else ""
-    return f'<p class="lede">{html.escape(facts.lede)}</p>\n<dl class="tiles">{tiles}</dl>{listing}'
+    return f'<p class="lede">{html.escape(facts.lede)}</p>\n{tiles(facts.tiles)}{listing}'
 
 
 def _plot_section(title: str, note: str, alt: str, wide: Figure, phone: Figure) -> str:

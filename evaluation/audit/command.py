@@ -45,6 +45,7 @@ from evaluation.audit.suspects import (
     find_suspects,
     second_opinion,
 )
+from evaluation.files import utf8_bytes
 from evaluation.kfold.results import load_out_of_fold, save_out_of_fold
 from evaluation.metrics import distinct_names
 from evaluation.plot_style import png_bytes
@@ -252,7 +253,7 @@ def _figures(accuracy: Accuracy) -> dict[str, Any]:
 
 def _replace(path: Path, text: str) -> None:
     # A key may hold bytes that are no text; they are written as "\\udcff", valid in JSON too.
-    write_atomically(path, text.encode("utf-8", errors="backslashreplace"))
+    write_atomically(path, utf8_bytes(text))
 
 
 def _say_result(out: Path, result: _Result) -> None:

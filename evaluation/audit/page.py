@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.page import data_uri, details, page, paragraph, section, table, tiles
 from data_prep.stats.contact_sheet import jpeg_bytes
 from evaluation.audit.sheet import SuspectImage
 from evaluation.audit.suspects import Accuracy, BeforeAndAfter, SecondOpinion
-from evaluation.page_frame import data_uri, details, page, paragraph, section, table, tiles
+from evaluation.plot_image import PICTURE_GRID
 from evaluation.text import count_text, interval_text, percent_text
 
 MAX_PAIRS = 30
@@ -76,8 +77,10 @@ def audit_page(content: AuditContent) -> str:
             _second_section(content.second),
             section("Details", "", details(content.facts)),
         ],
-        f"Method: {content.method}. suspects.csv and audit.json beside this page hold the ranked list.",
-        STYLE,
+        html.escape(f"Method: {content.method}.")
+        + " suspects.csv and audit.json beside this page hold the ranked list.",
+        PICTURE_GRID.read_text(encoding="utf-8") + STYLE,
+        is_sortable=True,
     )
 
 

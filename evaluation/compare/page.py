@@ -10,8 +10,8 @@ import html
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from string import Template
 
+from data_prep.page import page, section, tile
 from evaluation.compare.columns import TERMS, count_of, rate_text
 from evaluation.compare.comparison import Comparison, Pair
 from evaluation.compare.figures import ComparedRun
@@ -19,10 +19,10 @@ from evaluation.compare.paired import p_value_text, signed
 from evaluation.compare.plots import colour_of
 from evaluation.compare.stability import RULE
 from evaluation.compare.table import best_cells, cell, model_text, shown_columns
-from evaluation.report.section import PlotImage, plot_html, tile_html
+from evaluation.plot_image import PlotImage, plot_html
 from evaluation.text import count_text, interval_text, percent_text
 
-TEMPLATE = Path(__file__).with_name("template.html")
+STYLE = Path(__file__).with_name("page.css")
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
 
@@ -48,13 +48,14 @@ def render_page(comparison: Comparison, plots: PagePlots, split: str) -> str:
         _missing_section(comparison),
         _meaning_section(comparison),
     ]
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=html.escape(_title(comparison)),
-        headline=_headline(comparison, split),
-        sections="\n".join(section for section in sections if section),
-        footer="<code>compare.json</code> and <code>compare.csv</code> beside this page hold every figure "
-        "as a "
+    return page(
+        _title(comparison),
+        "Comparison",
+        _headline(comparison, split),
+        sections,
+        "<code>compare.json</code> and <code>compare.csv</code> beside this page hold every figure as a "
         "plain number, <code>compare.md</code> the table.",
+        STYLE.read_text(encoding="utf-8"),
     )
 
 
@@ -124,7 +125,7 @@ def _tiles(comparison: Comparison) -> list[str]:
         key = "top1" if "top1" in best.figures else "best_top1"
         low, high = best.figures.get(f"{key}_low"), best.figures.get(f"{key}_high")
         interval = f", {interval_text((low, high))}" if low is not None and high is not None else ""
-        tiles.append(tile_html("Highest top-1", percent_text(best.score), f"{best.label}{interval}"))
+        tiles.append(tile("Highest top-1", percent_text(best.score), f"{best.label}{interval}"))
     for title, key, is_high, words in (
         ("Fastest inference here", "inference_images_per_second", True, "images/s"),
         ("Fewest FLOPs", "forward_flops", False, ""),
@@ -136,7 +137,7 @@ def _tiles(comparison: Comparison) -> list[str]:
             value = first.figures[key]
             text = f"{rate_text(value)} {words}" if is_high else count_of(value)
             score = "" if first.score is None else f", top-1 {percent_text(first.score)}"
-            tiles.append(tile_html(title, text, f"{first.label}{score}"))
+            tiles.append(tile(title, text, f"{first.label}{score}"))
     return tiles
 
 
@@ -180,7 +181,7 @@ def _tests_section(comparison: Comparison, split: str) -> str:
     all_wrong = (
         f"All runs are wrong on {count_text(wrong, 'image')} ({share}): hard ones, or wrongly labelled."
     )
-    return _section(
+    return section(
         "Tests on the same images",
         note,
         f'<ul class="verdicts">{words}</ul>\n'
@@ -231,7 +232,7 @@ def _figures_section(comparison: Comparison) -> str:
     )
     if comparison.machine:
         note += f" What was measured here was measured on {comparison.machine}."
-    return _section(
+    return section(
         "All figures",
         note,
         '<div class="card table figures" tabindex="0" role="region" aria-label="All figures"><table>\n'
@@ -242,7 +243,7 @@ def _figures_section(comparison: Comparison) -> str:
 def _curves_section(plots: PagePlots) -> str:
     if plots.curves is None:
         return ""
-    return _section(
+    return section(
         "Curves",
         "A letter stands at the end of each line. Training losses are running means over the pale rows; with "
         "label smoothing or mixed images they are not comparable with validation losses, nor between recipes "
@@ -255,7 +256,7 @@ def _trade_offs_section(comparison: Comparison, plots: PagePlots) -> str:
     if plots.trade_offs is None:
         return ""
     what = "on the same images" if comparison.is_paired else "the best of each run’s own validations"
-    return _section(
+    return section(
         "Accuracy against cost",
         f"Top-1 ({what}). Filled marks, joined by a line, are the Pareto front; a hollow one is beaten by "
         "another run in both.",
@@ -266,7 +267,7 @@ def _trade_offs_section(comparison: Comparison, plots: PagePlots) -> str:
 def _confusion_section(comparison: Comparison, plots: PagePlots) -> str:
     if plots.confusion is None or comparison.best is None:
         return ""
-    return _section(
+    return section(
         "Confusion matrix of the best",
         f"{comparison.best.label}: share of each true class (row) that was predicted as each class (column).",
         plot_html(plots.confusion),
@@ -276,7 +277,7 @@ def _confusion_section(comparison: Comparison, plots: PagePlots) -> str:
 def _differences_section(comparison: Comparison, plots: PagePlots) -> str:
     if plots.differences is None or comparison.best is None or comparison.second is None:
         return ""
-    return _section(
+    return section(
         "Where the best and the second differ",
         f"The classes in which {comparison.best.label} and {comparison.second.label} differ most. A class "
         "has few images, so single differences may well be chance.",
@@ -293,7 +294,7 @@ def _missing_section(comparison: Comparison) -> str:
     ]
     if not lines:
         return ""
-    return _section("What is missing", "", f'<dl class="card terms">\n{"".join(lines)}\n</dl>')
+    return section("What is missing", "", f'<dl class="card terms">\n{"".join(lines)}\n</dl>')
 
 
 def _meaning_section(comparison: Comparison) -> str:
@@ -304,10 +305,4 @@ def _meaning_section(comparison: Comparison) -> str:
     lines = "\n".join(
         f"<div><dt>{html.escape(term)}</dt><dd>{html.escape(meaning)}</dd></div>" for term, meaning in terms
     )
-    return _section("What the figures mean", "", f'<dl class="card terms">\n{lines}\n</dl>')
-
-
-def _section(heading: str, note: str, body: str) -> str:
-    """heading and note are text, body is HTML."""
-    paragraph = f'<p class="note">{html.escape(note)}</p>\n' if note else ""
-    return f"<section>\n<h2>{html.escape(heading)}</h2>\n{paragraph}{body}\n</section>"
+    return section("What the figures mean", "", f'<dl class="card terms">\n{lines}\n</dl>')

@@ -17,10 +17,10 @@ from evaluation.compare.comparison import Comparison
 from evaluation.compare.page import PagePlots, render_page
 from evaluation.compare.plots import class_differences, plot_class_differences, plot_curves, plot_trade_offs
 from evaluation.compare.table import csv_table, markdown_table, markdown_text, model_text
+from evaluation.files import utf8_bytes, write_file
 from evaluation.metrics import confusion_matrix
+from evaluation.plot_image import PlotImage, draw_plot
 from evaluation.report.plots import MAX_NAMED_CLASSES, plot_confusion_matrix
-from evaluation.report.section import PlotImage, draw_plot
-from evaluation.report.write import replace_file
 
 MAX_PHONE_CLASSES = 12  # of a confusion matrix that is legible on a phone without scrolling
 
@@ -57,16 +57,16 @@ def write_comparison(out_dir: Path, comparison: Comparison, *, split: str) -> Co
         if plot is None:
             (out_dir / name).unlink(missing_ok=True)  # it would pass for one of this comparison
         else:
-            plots[name] = replace_file(out_dir / name, plot.wide_png)
+            plots[name] = write_file(out_dir / name, plot.wide_png)
     return ComparisonFiles(
         plots=plots,
-        csv=replace_file(out_dir / "compare.csv", _utf8(csv_table(comparison.runs))),
-        markdown=replace_file(out_dir / "compare.md", _utf8(_markdown(comparison))),
-        json=replace_file(
+        csv=write_file(out_dir / "compare.csv", utf8_bytes(csv_table(comparison.runs))),
+        markdown=write_file(out_dir / "compare.md", utf8_bytes(_markdown(comparison))),
+        json=write_file(
             out_dir / "compare.json",
-            _utf8(json.dumps(as_json(comparison, split), indent=1, allow_nan=False) + "\n"),
+            utf8_bytes(json.dumps(as_json(comparison, split), indent=1, allow_nan=False) + "\n"),
         ),
-        html=replace_file(out_dir / "compare.html", _utf8(page)),
+        html=write_file(out_dir / "compare.html", utf8_bytes(page)),
     )
 
 
@@ -142,8 +142,3 @@ def as_json(comparison: Comparison, split: str) -> dict[str, Any]:
             for name, top1, other, count in class_differences(best.predictions, second.predictions)
         ]
     return fields
-
-
-def _utf8(text: str) -> bytes:
-    # A folder's name may hold bytes that are no text.
-    return text.encode("utf-8", errors="backslashreplace")

@@ -26,6 +26,7 @@ import torch
 
 from data_prep.manifest import Manifest, load_manifest
 from data_prep.storage import exclusive_lock, is_s3, write_atomically
+from evaluation.files import utf8_bytes
 from evaluation.kfold.folds import check_data, different_weights, predict_fold, steered_by_folds
 from evaluation.kfold.page import kfold_json, kfold_page, spread_text
 from evaluation.kfold.results import KfoldResults, out_of_fold, save_out_of_fold, summarize
@@ -290,9 +291,9 @@ def _write(
     }
     names = manifest.display_names or manifest.class_names
     table = kfold_json(kfold.title, results, manifest.class_names, facts, fields)
-    write_atomically(kfold.folder / TABLE_NAME, table.encode("utf-8", errors="backslashreplace"))
+    write_atomically(kfold.folder / TABLE_NAME, utf8_bytes(table))
     page = kfold_page(kfold.title, results, names, facts, warnings)
-    write_atomically(kfold.folder / PAGE_NAME, page.encode("utf-8", errors="backslashreplace"))
+    write_atomically(kfold.folder / PAGE_NAME, utf8_bytes(page))
     return warnings
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from data_prep.page import details, page, paragraph, section, table, tiles
 from evaluation.kfold.results import KfoldResults
 from evaluation.metrics import distinct_names
-from evaluation.page_frame import details, page, paragraph, section, table, tiles
 from evaluation.text import count_text, interval_text, percent_text
 
 SPREAD_NOTE = (
@@ -59,7 +59,7 @@ def kfold_page(
         "Intervals are 95% Wilson score intervals, which take images for independent. Each figure is of the "
         "last epoch of its fold. kfold.json beside this page holds all figures as fractions; oof.npz the "
         "predictions.",
-        "",
+        is_sortable=True,
     )
 
 

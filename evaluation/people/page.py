@@ -10,25 +10,17 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from string import Template
 
+from data_prep.page import details, page, section, tile
 from evaluation.people.analysis import Measured, OrderCheck
-from evaluation.people.html_parts import (
-    Picture,
-    mean_of,
-    p_text,
-    plot_card,
-    range_cell,
-    section,
-    signed,
-    tile,
-)
+from evaluation.people.html_parts import mean_of, p_text, range_cell, signed
 from evaluation.people.layers import PENULTIMATE
 from evaluation.people.procrustes import SpaceFit
 from evaluation.people.similarity import SimilarityFit
+from evaluation.plot_image import PlotImage, plot_html
 from evaluation.text import percent_text
 
-TEMPLATE = Path(__file__).with_name("page_template.html")
+STYLE = Path(__file__).with_name("page.css")
 
 
 @dataclass(frozen=True)
@@ -52,10 +44,10 @@ class PeopleContent:
     checks: Sequence[OrderCheck]
     compared_with: str
     measure: str
-    spaces: Picture | None
-    dimensions: Picture | None
-    similarities: Picture | None
-    layers: Picture | None
+    spaces: PlotImage | None
+    dimensions: PlotImage | None
+    similarities: PlotImage | None
+    layers: PlotImage | None
     details: Mapping[str, str]
 
 
@@ -70,12 +62,14 @@ def render_page(content: PeopleContent) -> str:
         _limits_section(content),
         _details_section(content),
     ]
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=html.escape(content.title),
-        headline=_headline(content),
-        sections="\n".join(section for section in sections if section),
-        footer="<code>people.json</code> beside this page holds every figure. Procrustes analysis: Gower "
+    return page(
+        content.title,
+        "Representation against people",
+        _headline(content),
+        sections,
+        "<code>people.json</code> beside this page holds every figure. Procrustes analysis: Gower "
         "(1975). Representational similarity: Kriegeskorte, Mur and Bandettini (2008).",
+        STYLE.read_text(encoding="utf-8"),
     )
 
 
@@ -198,8 +192,8 @@ def _spaces_section(content: PeopleContent) -> str:
         "features, its penalty chosen inside each training part; 0 is no better than the mean, and values "
         "below −0.5 are drawn at that edge."
     )
-    return section("Both spaces", note, plot_card(content.spaces)) + section(
-        "Dimension by dimension", below, plot_card(content.dimensions)
+    return section("Both spaces", note, plot_html(content.spaces)) + section(
+        "Dimension by dimension", below, plot_html(content.dimensions)
     )
 
 
@@ -212,7 +206,7 @@ def _similarity_section(content: PeopleContent) -> str:
         f"network's by {content.measure}. Colours are ranks among all pairs, dark is alike; the diagonal is "
         "not compared."
     )
-    return section("What is alike", note, plot_card(content.similarities) + _group_tiles(found))
+    return section("What is alike", note, plot_html(content.similarities) + _group_tiles(found))
 
 
 def _group_tiles(found: SimilarityFit) -> str:
@@ -234,7 +228,7 @@ def _layers_section(content: PeopleContent) -> str:
         f"{content.num_layers} layers from the input (top) to the output. To name the best of them is to "
         "choose on the data that it is judged by: its figure is too high for a new set of judgments."
     )
-    return section("Layer by layer", note, plot_card(content.layers))
+    return section("Layer by layer", note, plot_html(content.layers))
 
 
 def _order_section(content: PeopleContent) -> str:
@@ -263,8 +257,4 @@ def _limits_section(content: PeopleContent) -> str:
 
 
 def _details_section(content: PeopleContent) -> str:
-    rows = "\n".join(
-        f"<div><dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd></div>"
-        for key, value in content.details.items()
-    )
-    return section("Details", "", f'<dl class="card details">\n{rows}\n</dl>')
+    return section("Details", "", details(list(content.details.items())))

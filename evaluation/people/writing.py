@@ -7,22 +7,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
+from evaluation.files import utf8_bytes, write_file
 from evaluation.people.analysis import Measured, OrderCheck, Question
-from evaluation.people.html_parts import Picture
 from evaluation.people.matching import groups_of
 from evaluation.people.measuring import Results
 from evaluation.people.page import PeopleContent, render_page, ridge_r2
 from evaluation.people.plots import plot_dimensions, plot_layers, plot_similarities, plot_spaces
-from evaluation.plot_style import PHONE_INCHES, WIDE_INCHES, png_bytes
+from evaluation.plot_image import PlotImage, draw_plot
 from evaluation.predict import TrainedModel
 from train.validation import views_of
 
@@ -86,10 +84,10 @@ def write_comparison(
                 missing_ok=True
             )  # of an earlier comparison: it would pass for this one's
         else:
-            _replace_file(out / f"{name}.png", picture.wide_png)
+            write_file(out / f"{name}.png", picture.wide_png)
     text = json.dumps(fields, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    _replace_file(out / "people.json", _utf8(text))
-    _replace_file(out / "people.html", _utf8(page))
+    write_file(out / "people.json", utf8_bytes(text))
+    write_file(out / "people.html", utf8_bytes(page))
     return figures
 
 
@@ -116,17 +114,17 @@ def _as_json(measured: Measured) -> dict[str, Any]:
     return {"name": measured.name, "space": space, "similarity": similarity}
 
 
-def _pictures(question: Question, results: Results, pairs: Sequence[tuple[int, int]]) -> dict[str, Picture]:
-    pictures: dict[str, Picture] = {}
+def _pictures(question: Question, results: Results, pairs: Sequence[tuple[int, int]]) -> dict[str, PlotImage]:
+    pictures: dict[str, PlotImage] = {}
     chosen, compared = results.chosen, question.compared
     if (fit := chosen.space) is not None and question.coordinates is not None:
         names, rows = _marked_points(question)
         if pairs:
-            pictures["spaces"] = _picture(
+            pictures["spaces"] = draw_plot(
                 "Points of people and of the network after the fit, two dimensions at a time",
                 lambda width: plot_spaces(fit, pairs, names, rows, width_inches=width),
             )
-        pictures["dimensions"] = _picture(
+        pictures["dimensions"] = draw_plot(
             "Correlations and R² of each human dimension",
             lambda width: plot_dimensions(fit, width_inches=width),
         )
@@ -134,22 +132,18 @@ def _pictures(question: Question, results: Results, pairs: Sequence[tuple[int, i
         values, matching, _ = compared
         shown = [short_class_name(name, question.class_names) for name in matching.names]
         ours = chosen.similarities
-        pictures["similarities"] = _picture(
+        pictures["similarities"] = draw_plot(
             "Similarities of all pairs by people and by the network",
             lambda width: plot_similarities(values, ours, shown, width_inches=width),
         )
     if len(results.layers) > 1:
         panels, levels = _layer_panels(results)
         layer_names = [one.name for one in results.layers]
-        pictures["layers"] = _picture(
+        pictures["layers"] = draw_plot(
             "Measures of each layer, from the first to the last",
             lambda width: plot_layers(layer_names, panels, levels, width_inches=width),
         )
     return pictures
-
-
-def _picture(alt: str, plot: Callable[[float], Figure]) -> Picture:
-    return Picture(alt, png_bytes(plot(WIDE_INCHES)), png_bytes(plot(PHONE_INCHES)))
 
 
 def _marked_points(question: Question) -> tuple[list[str], list[list[int]]]:
@@ -209,18 +203,3 @@ def _details(options: argparse.Namespace, trained: TrainedModel, folder: Path) -
         "maps and tokens": "their mean" if options.pool == "mean" else "all in a row",
         "permutations": f"{options.permutations:,} a test, seed {options.seed}",
     }
-
-
-def _utf8(text: str) -> bytes:
-    # A folder's name may hold bytes that are no text; they are written as "\\udcff", valid in JSON too.
-    return text.encode("utf-8", errors="backslashreplace")
-
-
-def _replace_file(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -3,24 +3,28 @@
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from string import Template
 from typing import Any
 
+from data_prep.page import page, section, tile
 from evaluation.metrics import finite_number
-from evaluation.report.section import ReportContent, Section, tile_html
+from evaluation.plot_image import PICTURE_GRID
+from evaluation.report.section import ReportContent, Section
 from evaluation.text import count_text, duration_text, interval_text, percent_text
 
-TEMPLATE = Path(__file__).with_name("template.html")
+STYLES = (PICTURE_GRID, Path(__file__).with_name("page.css"))
 
 
 def render_page(content: ReportContent, sections: Sequence[Section]) -> str:
     """The whole page as HTML text."""
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=html.escape(content.title),
-        headline=_headline(content),
-        sections="\n".join(map(_section_html, sections)),
-        footer="Intervals are 95% Wilson score intervals. Of equal logits the lower label counts as larger. "
+    return page(
+        content.title,
+        "Evaluation",
+        _headline(content),
+        [section(part.heading, part.note, part.body_html) for part in sections],
+        "Intervals are 95% Wilson score intervals. Of equal logits the lower label counts as larger. "
         "<code>report.json</code> beside this page holds every figure as a fraction.",
+        "".join(path.read_text(encoding="utf-8") for path in STYLES),
+        is_sortable=True,
     )
 
 
@@ -36,14 +40,14 @@ def _headline(content: ReportContent) -> str:
     top1 = percent_text(results.top1, digits)
     lede = f"{count_text(results.num_samples, 'image')} of {classes}{at_resolution}: "
     lede += f"the first answer is right for {top1}"
-    tiles = [tile_html(f"Top-1 accuracy{at_resolution}", top1, _interval_note(results.top1_interval, digits))]
+    tiles = [tile(f"Top-1 accuracy{at_resolution}", top1, _interval_note(results.top1_interval, digits))]
     if num_classes > 5:  # among five classes every answer is one of the first five
         top5 = percent_text(results.top5, digits)
         lede += f", and the true class is among the first five for {top5}"
         tiles.append(
-            tile_html(f"Top-5 accuracy{at_resolution}", top5, _interval_note(results.top5_interval, digits))
+            tile(f"Top-5 accuracy{at_resolution}", top5, _interval_note(results.top5_interval, digits))
         )
-    tiles.append(tile_html("Images evaluated", f"{results.num_samples:,}", classes))
+    tiles.append(tile("Images evaluated", f"{results.num_samples:,}", classes))
     return (
         f'<p class="lede">{html.escape(lede)}.</p>\n<dl class="tiles headline">{"".join(tiles)}</dl>\n'
         f"{_training_tiles(content.summary)}{_training_note(content.summary)}"
@@ -56,15 +60,15 @@ def _training_tiles(summary: Mapping[str, Any]) -> str:
     if (speed := value("images_per_second")) is not None:
         waiting = value("data_wait_fraction")
         note = "" if waiting is None else f"{percent_text(waiting)} waiting for data"
-        tiles.append(tile_html("Training speed", f"{speed:,.0f} images/s", note))
+        tiles.append(tile("Training speed", f"{speed:,.0f} images/s", note))
     if (seconds := value("wall_seconds")) is not None:
         notes = [f"{epochs:g} epochs"] if (epochs := value("epochs")) is not None else []
         notes += [f"world size {size:g}"] if (size := value("world_size")) is not None else []
-        tiles.append(tile_html("Training time", duration_text(seconds), ", ".join(notes)))
+        tiles.append(tile("Training time", duration_text(seconds), ", ".join(notes)))
     if (cost := value("cost_usd")) is not None:
-        tiles.append(tile_html("Training cost", f"${cost:,.2f}", "at the price stated below"))
+        tiles.append(tile("Training cost", f"${cost:,.2f}", "at the price stated below"))
     if (parameters := value("num_parameters")) is not None:
-        tiles.append(tile_html("Parameters", f"{parameters / 1e6:,.1f} million"))
+        tiles.append(tile("Parameters", f"{parameters / 1e6:,.1f} million"))
     return f'<dl class="tiles">{"".join(tiles)}</dl>\n' if tiles else ""
 
 
@@ -82,11 +86,6 @@ def _training_note(summary: Mapping[str, Any]) -> str:
             f"Its best epoch{number} reached {percent_text(best, 2)}, chosen on the images it is judged by."
         )
     return f'<p class="note">{html.escape(note)}</p>\n' if note else ""
-
-
-def _section_html(section: Section) -> str:
-    note = f'<p class="note">{html.escape(section.note)}</p>\n' if section.note else ""
-    return f"<section>\n<h2>{html.escape(section.heading)}</h2>\n{note}{section.body_html}\n</section>"
 
 
 def _interval_note(interval: tuple[float, float], digits: int) -> str:

@@ -14,7 +14,6 @@ Class names, details and titles come from data sets and command lines, so they a
 through `html.escape` on its way into the page, and the page's own policy forbids it any request.
 """
 
-import base64
 import html
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -22,13 +21,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from data_prep.page import data_uri
 from evaluation.image_properties import ImageProperties
 from evaluation.metrics import EvaluationResults, Predictions
-from evaluation.plot_style import PHONE_INCHES, PIXEL_DENSITY, WIDE_INCHES, png_bytes
 from evaluation.report.prediction_grid import centre_square
 
 THUMBNAIL_PIXELS = 320  # shown at about 160
@@ -85,42 +83,6 @@ class ReportContent:
         return self.predictions.class_names
 
 
-@dataclass(frozen=True)
-class PlotImage:
-    """A figure of the page: PNG bytes for a desktop, and for a phone (None: the wide one, to be scrolled)."""
-
-    alt: str
-    wide_png: bytes
-    phone_png: bytes | None
-
-
-def draw_plot(alt: str, plot: Callable[[float], Figure], *, has_phone: bool = True) -> PlotImage:
-    """`plot` (width in inches → figure) drawn for a desktop and, unless it must scroll there, a phone."""
-    return PlotImage(
-        alt=alt,
-        wide_png=png_bytes(plot(WIDE_INCHES)),
-        phone_png=png_bytes(plot(PHONE_INCHES)) if has_phone else None,
-    )
-
-
-def plot_html(plot: PlotImage) -> str:
-    # A PNG states its size at the bytes 16 to 24; with it the page does not jump while it loads.
-    width, height = (int.from_bytes(plot.wide_png[i : i + 4], "big") // PIXEL_DENSITY for i in (16, 20))
-    phone, scroll = "", " scroll"
-    if plot.phone_png is not None:
-        phone, scroll = f'<source media="(max-width: 640px)" srcset="{data_uri(plot.phone_png, "png")}">', ""
-    return (
-        f'<div class="card plot{scroll}"><picture>{phone}<img width="{width}" height="{height}" '
-        f'alt="{html.escape(plot.alt)}" src="{data_uri(plot.wide_png, "png")}"></picture></div>'
-    )
-
-
-def tile_html(label: str, figure: str, note: str = "") -> str:
-    small = f'<dd class="note">{html.escape(note)}</dd>' if note else ""
-    label, figure = html.escape(label), html.escape(figure)
-    return f'<div class="tile"><dt>{label}</dt><dd class="figure">{figure}</dd>{small}</div>'
-
-
 def cell_html(text: str, sort_value: object, classes: str = "", style: str = "") -> str:
     """A cell of a sortable table; `style` is HTML."""
     value = html.escape(str(sort_value))
@@ -134,7 +96,3 @@ def thumbnail_uri(image: NDArray[np.uint8], pixels: int = THUMBNAIL_PIXELS) -> s
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=85)
     return data_uri(buffer.getvalue(), "jpeg")
-
-
-def data_uri(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

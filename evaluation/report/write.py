@@ -7,7 +7,6 @@ Files are written under a temporary name and renamed, the page last: a reader ne
 """
 
 import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.plain_json import read_json
+from evaluation.files import utf8_bytes, write_file
 from evaluation.image_properties import ImageProperties
 from evaluation.metrics import Predictions, evaluate
 from evaluation.predictions_file import PREDICTIONS_NAME, predictions_bytes
@@ -100,10 +100,10 @@ def write_report(
     for name in _files_of_earlier_report(out_dir) - set(pngs):
         (out_dir / name).unlink(missing_ok=True)  # it would pass for a figure of this one
     return ReportFiles(
-        plots={name: replace_file(out_dir / name, data) for name, data in pngs.items()},
-        predictions=replace_file(out_dir / PREDICTIONS_NAME, predictions_bytes(predictions)),
-        json=replace_file(out_dir / "report.json", _utf8(numbers)),
-        html=replace_file(out_dir / "report.html", _utf8(page)),
+        plots={name: write_file(out_dir / name, data) for name, data in pngs.items()},
+        predictions=write_file(out_dir / PREDICTIONS_NAME, predictions_bytes(predictions)),
+        json=write_file(out_dir / "report.json", utf8_bytes(numbers)),
+        html=write_file(out_dir / "report.html", utf8_bytes(page)),
         metrics={f"report_{name}": value for name, value in metrics.items()},
     )
 
@@ -148,20 +148,3 @@ def _files_of_earlier_report(out_dir: Path) -> set[str]:
         for name in (names if isinstance(names, list) else [])
         if isinstance(name, str) and re.fullmatch(r"\w[\w-]{0,99}\.png", name)
     }
-
-
-def _utf8(text: str) -> bytes:
-    # A folder's name may hold bytes that are no text; they are written as "\\udcff", valid in JSON too.
-    return text.encode("utf-8", errors="backslashreplace")
-
-
-def replace_file(path: Path, data: bytes) -> Path:
-    """Write a file under a temporary name and rename it; `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return path

@@ -8,12 +8,12 @@ import json
 import shlex
 from collections import Counter
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from data_prep.page import page, tiles
 from data_prep.storage import write_atomically
 from train.run_folder import RECIPE_NAME
 from train.sweep import plots
@@ -30,6 +30,7 @@ from train.tracking.console import duration
 PAGE_NAME, TABLE_NAME = "sweep.html", "sweep.json"
 TRIALS_FOR_TRUST = 30  # with fewer, importance changes from sweep to sweep
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+STYLE = Path(__file__).with_name("page.css")
 METRIC_NAMES = {"top1": "top-1", "top5": "top-5", "loss": "loss"}
 
 
@@ -94,13 +95,15 @@ def _row(trial: FrozenTrial) -> dict[str, Any]:
 
 def render(table: dict[str, Any], definition: Definition) -> str:
     """The page of a sweep's table."""
-    template = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
-    return template.substitute(
-        title=html.escape(table["name"]),
-        headline=_tiles(table),
-        sections="\n".join([_best(table), _plots(table, definition), _table(table)]),
-        footer=f"Written {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC by python -m train.sweep; "
+    return page(
+        table["name"],
+        "Sweep",
+        _tiles(table),
+        [_best(table), _plots(table, definition), _table(table)],
+        f"Written {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC by python -m train.sweep; "
         f"the same figures are in {TABLE_NAME}.",
+        STYLE.read_text(encoding="utf-8"),
+        is_sortable=True,
     )
 
 
@@ -110,21 +113,14 @@ def _tiles(table: dict[str, Any]) -> str:
     seconds = [row["seconds"] or 0.0 for row in rows]
     missing = table["num_trials"] - len(rows)
     states = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
-    tiles = [
+    figures = [
         (f"best {METRIC_NAMES[metric]}", value_figure(metric, best["value"]) if best else "—", "")
         if best is None
         else (f"best {METRIC_NAMES[metric]}", value_figure(metric, best["value"]), f"trial {best['number']}"),
         ("trials", str(len(rows)), states + (f", {missing} to come" if missing > 0 else "")),
         ("training time", duration(sum(seconds)), f"{duration(sum(seconds) / max(len(rows), 1))} a trial"),
     ]
-    return '<dl class="tiles headline">' + "".join(_tile(*tile) for tile in tiles) + "</dl>"
-
-
-def _tile(name: str, figure: str, below: str) -> str:
-    return (
-        f'<div class="tile"><dt>{html.escape(name)}</dt><dd class="figure">{html.escape(figure)}</dd>'
-        f'<dd class="note">{html.escape(below)}</dd></div>'
-    )
+    return tiles(figures, is_headline=True)
 
 
 def _best(table: dict[str, Any]) -> str:

@@ -10,8 +10,9 @@ from evaluation.calibration import (
     cross_fit_temperature,
     measure_calibration,
 )
+from evaluation.plot_image import draw_plot, plot_html
 from evaluation.report.calibration_plot import plot_calibration
-from evaluation.report.section import ReportContent, Section, draw_plot, plot_html
+from evaluation.report.section import ReportContent, Section
 from evaluation.text import percent_text
 
 ROWS = {

@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 
 from evaluation.confusion_groups import BothWays, cluster_order, confused_both_ways, confused_groups
 from evaluation.metrics import distinct_names, softmax
+from evaluation.plot_image import draw_plot, plot_html
 from evaluation.report.plots import MAX_NAMED_CLASSES, classes_per_block, plot_confusion_matrix
-from evaluation.report.section import ReportContent, Section, draw_plot, plot_html, thumbnail_uri
+from evaluation.report.section import ReportContent, Section, thumbnail_uri
 from evaluation.text import count_text, percent_text
 
 MAX_PHONE_CLASSES = 12  # of a confusion matrix that is legible on a phone without scrolling

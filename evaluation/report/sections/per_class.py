@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from evaluation.metrics import ClassMetrics, distinct_names
+from evaluation.plot_image import draw_plot, plot_html
 from evaluation.report.plots import plot_per_class_accuracy
-from evaluation.report.section import ReportContent, Section, cell_html, draw_plot, plot_html
+from evaluation.report.section import ReportContent, Section, cell_html
 from evaluation.text import interval_text, percent_text
 
 

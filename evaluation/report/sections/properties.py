@@ -5,8 +5,9 @@ from dataclasses import asdict
 import numpy as np
 
 from evaluation.image_properties import PropertyGroup, accuracy_by_group, difference_p_value
+from evaluation.plot_image import draw_plot, plot_html
 from evaluation.report.properties_plot import PropertyPanel, plot_properties
-from evaluation.report.section import ReportContent, Section, draw_plot, plot_html
+from evaluation.report.section import ReportContent, Section
 from evaluation.text import percent_text
 
 # Name → word, title, how a value is written.

@@ -1,7 +1,8 @@
 """Loss, accuracy and learning rate of the run over its epochs."""
 
+from evaluation.plot_image import draw_plot, plot_html
 from evaluation.report.plots import plot_training_curves
-from evaluation.report.section import ReportContent, Section, draw_plot, plot_html
+from evaluation.report.section import ReportContent, Section
 
 
 def build(content: ReportContent) -> Section | None:

@@ -17,9 +17,9 @@ from evaluation.report.sections.mistakes import rank_mistakes
 @pytest.fixture(autouse=True)
 def quick_pictures(monkeypatch):
     """What is drawn is seen in the tests of the plots."""
-    from evaluation.report import section
+    from evaluation import plot_image
 
-    for module in (section, mistakes):
+    for module in (plot_image, mistakes):
         monkeypatch.setattr(module, "png_bytes", lambda figure: b"\x89PNG" + bytes(40))
 
 

@@ -1,16 +1,16 @@
 import base64
 import io
 import json
+import os
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from evaluation import plot_image
 from evaluation.metrics import Predictions, confusion_matrix, topk_accuracy
-from evaluation.report import section
 from evaluation.report.section import Section
 from evaluation.report.sections import mistakes
 from evaluation.report.sections import predictions as predictions_section
@@ -90,7 +90,7 @@ def quick_pictures(monkeypatch):
     """Drawing is most of a report's time: only `report`, made before this, and who undoes it pay for it."""
     buffer = io.BytesIO()
     Image.new("RGB", (40, 20)).save(buffer, "PNG")
-    for module in (section, mistakes, predictions_section):
+    for module in (plot_image, mistakes, predictions_section):
         monkeypatch.setattr(module, "png_bytes", lambda figure: buffer.getvalue())
 
 
@@ -317,12 +317,10 @@ def test_a_failure_leaves_the_earlier_report_untouched(tmp_path, monkeypatch):
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
     # A full disk in the middle of a file: the old page stays whole and no temporary file is left.
-    def full_disk(path, data):
-        with path.open("wb") as file:
-            file.write(data[:10])
+    def full_disk(descriptor):
         raise OSError("no space left")
 
-    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="no space"):
         write(tmp_path, make_predictions(seed=1), num_grid_images=0)
     monkeypatch.undo()
