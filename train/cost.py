@@ -6,6 +6,7 @@ import difflib
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -52,6 +53,12 @@ class Budget:
         return (self.seconds - elapsed_seconds) * (1 - RESERVE)
 
 
+def load_prices() -> dict[str, Any]:
+    """The dated price file: `date`, `region`, `usd_per_hour`, `spot_usd_per_hour`, `storage` and the like."""
+    table: dict[str, Any] = yaml.safe_load(PRICES_PATH.read_text(encoding="utf-8"))
+    return table
+
+
 def find_price(budget: BudgetSection) -> Price | None:
     """The price of an hour, or None where the recipe names neither price nor machine.
 
@@ -62,7 +69,7 @@ def find_price(budget: BudgetSection) -> Price | None:
         return Price(budget.usd_per_hour, "budget.usd_per_hour of the recipe")
     if budget.instance_type is None:
         return None
-    table = yaml.safe_load(PRICES_PATH.read_text(encoding="utf-8"))
+    table = load_prices()
     prices = table["usd_per_hour"]
     if budget.instance_type not in prices:
         near = difflib.get_close_matches(budget.instance_type, prices, n=1)
