@@ -20,6 +20,7 @@ from evaluation.image_properties import measure_properties
 from evaluation.predict import TrainedModel, load_trained, predict
 from evaluation.predictions_file import SavedPredictions
 from evaluation.report import model_sections
+from evaluation.report.page import HELD_OUT
 from evaluation.report.write import ReportFiles, write_report
 from evaluation.stored_images import StoredImages
 from train.checkpoint import BEST_NAME
@@ -99,6 +100,10 @@ def run(options: argparse.Namespace) -> int:
 def _details(trained: TrainedModel, options: argparse.Namespace) -> dict[str, str]:
     view = _view(trained, options)
     price = find_price(trained.recipe.budget)
+    data = trained.recipe.data
+    held_out = (
+        {} if data.fold is None else {HELD_OUT: f"fold {data.fold} of {data.folds} of the training images"}
+    )
     return {
         "checkpoint": str(options.checkpoint),
         "epoch": str(trained.progress["epoch"]),
@@ -116,6 +121,7 @@ def _details(trained: TrainedModel, options: argparse.Namespace) -> dict[str, st
         "cost is counted at": f"${price.usd_per_hour:.2f} an hour ({price.source})" if price else "no price",
         "command": f"python -m evaluation {options.checkpoint} --data {options.data}"
         + _further_words(options),
+        **held_out,
     }
 
 

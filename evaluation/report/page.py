@@ -11,6 +11,7 @@ from evaluation.plot_image import PICTURE_GRID
 from evaluation.report.section import ReportContent, Section
 from evaluation.text import count_text, duration_text, interval_text, percent_text
 
+HELD_OUT = "judged itself by"  # the key among the details
 STYLES = (PICTURE_GRID, Path(__file__).with_name("page.css"))
 
 
@@ -50,7 +51,7 @@ def _headline(content: ReportContent) -> str:
     tiles.append(tile("Images evaluated", f"{results.num_samples:,}", classes))
     return (
         f'<p class="lede">{html.escape(lede)}.</p>\n<dl class="tiles headline">{"".join(tiles)}</dl>\n'
-        f"{_training_tiles(content.summary)}{_training_note(content.summary)}"
+        f"{_training_tiles(content.summary)}{_training_note(content.summary, content.details.get(HELD_OUT, ''))}"
     )
 
 
@@ -72,13 +73,17 @@ def _training_tiles(summary: Mapping[str, Any]) -> str:
     return f'<dl class="tiles">{"".join(tiles)}</dl>\n' if tiles else ""
 
 
-def _training_note(summary: Mapping[str, Any]) -> str:
+def _training_note(summary: Mapping[str, Any], held_out: str) -> str:
+    """`held_out`: the fold that the training judged itself by, which is other images than this page's."""
     value = {key: finite_number(field) for key, field in summary.items()}.get
     note = ""
     if (final := value("final_top1")) is not None:
         resolution = value("validation_resolution")
         at = "" if resolution is None else f" at {resolution:g} pixels"
-        note = f"The training run itself measured {percent_text(final, 2)} top-1{at} after its last epoch. "
+        on = f" on {held_out}, not on these images," if held_out else ""
+        note = (
+            f"The training run itself measured {percent_text(final, 2)} top-1{at}{on} after its last epoch. "
+        )
     if (best := value("best_top1")) is not None:
         epoch = value("best_epoch")
         number = "" if epoch is None else f" ({epoch:g})"

@@ -11,6 +11,7 @@ from PIL import Image
 
 from evaluation import plot_image
 from evaluation.metrics import Predictions, confusion_matrix, topk_accuracy
+from evaluation.report.page import HELD_OUT
 from evaluation.report.section import Section
 from evaluation.report.sections import mistakes
 from evaluation.report.sections import predictions as predictions_section
@@ -395,3 +396,12 @@ def test_a_damaged_or_hostile_earlier_report_costs_no_file(tmp_path, content):
     (out / "report.json").write_text(content)
     write(out, make_predictions(), num_grid_images=0)
     assert all(path.read_text() == "mine" for path in kept)
+
+
+def test_a_training_that_left_out_a_fold_is_said_to_have_been_judged_on_other_images(tmp_path):
+    summary = {"final_top1": 0.325, "validation_resolution": 160}
+    fold = "fold 0 of 3 of the training images"
+    files = write(tmp_path, make_predictions(), summary=summary, details={HELD_OUT: fold}, num_grid_images=0)
+    assert f"32.50% top-1 at 160 pixels on {fold}, not on these images" in files.html.read_text()
+    files = write(tmp_path, make_predictions(), summary=summary, details={}, num_grid_images=0)
+    assert "not on these images" not in files.html.read_text()
