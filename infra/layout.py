@@ -53,7 +53,7 @@ Phase = Literal[
     "failed",
 ]
 EndStatus = Literal["finished", "stopped", "failed", "deadline"]
-EventKind = Literal["started", "training", "notice", "restarted", "interrupted", "ended"]
+EventKind = Literal["started", "training", "notice", "restarted", "died", "interrupted", "ended"]
 
 
 class Record(BaseModel):
