@@ -49,9 +49,10 @@ def _headline(content: ReportContent) -> str:
             tile(f"Top-5 accuracy{at_resolution}", top5, _interval_note(results.top5_interval, digits))
         )
     tiles.append(tile("Images evaluated", f"{results.num_samples:,}", classes))
+    note = _training_note(content.summary, content.details.get(HELD_OUT, ""))
     return (
         f'<p class="lede">{html.escape(lede)}.</p>\n<dl class="tiles headline">{"".join(tiles)}</dl>\n'
-        f"{_training_tiles(content.summary)}{_training_note(content.summary, content.details.get(HELD_OUT, ''))}"
+        f"{_training_tiles(content.summary)}{note}"
     )
 
 
