@@ -11,6 +11,8 @@ Example:
     2.6
 """
 
+from infra.plan.estimate import Breakdown, Option
+from infra.plan.instances import Instance, find_instance, load_instances
 from infra.plan.prices import (
     MARKETS,
     Market,
@@ -21,14 +23,27 @@ from infra.plan.prices import (
     side_usd_per_hour,
     storage_usd_per_month,
 )
+from infra.plan.recommend import Limits, Plan, describe, plan
+from infra.plan.work import Work, work_of
 
 __all__ = [
     "MARKETS",
+    "Breakdown",
+    "Instance",
+    "Limits",
     "Market",
     "NoPrice",
+    "Option",
+    "Plan",
     "Price",
+    "Work",
     "ZonePrice",
+    "describe",
+    "find_instance",
+    "load_instances",
+    "plan",
     "price_of",
     "side_usd_per_hour",
     "storage_usd_per_month",
+    "work_of",
 ]
