@@ -1,1 +1,1 @@
-"""The agent on an instance, from its data to its verdict: `python -m infra.node`, started by sprint-bootstrap."""
+"""The agent on an instance, from its data to its verdict: `python -m infra.node`, from sprint-bootstrap."""

@@ -1,4 +1,4 @@
-"""EC2's metadata service (IMDSv2), as far as the agent asks it: who this is, and whether it is to be taken away.
+"""EC2's metadata service (IMDSv2), as far as the agent asks it: who this is, and whether it will be taken.
 
 Example:
     >>> Metadata(os.environ).text("instance-id")

@@ -1,7 +1,8 @@
 """What follows from the end of a start: pure functions of status, counts and times.
 
 A start ends with `status.json` (see docs/never_lose_a_run.md): `finished` and `failed` end the deployment,
-`restart` asks for another start; where there is none, it died without a word, which may happen so often an hour.
+`restart` asks for another start; where there is none, it died
+without a word, which may happen so often an hour.
 """
 
 from __future__ import annotations
@@ -75,6 +76,6 @@ def too_many_instances(num_started: int, num_nodes: int) -> str | None:
     if num_started <= MAX_STARTED * num_nodes:
         return None
     return (
-        f"{num_started} instances have begun within an hour and none got on: look at the logs of the last ones, "
-        "and try another instance type or market"
+        f"{num_started} instances have begun within an hour and none got on: look at the logs of the last "
+        "ones, and try another instance type or market"
     )

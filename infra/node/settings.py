@@ -28,6 +28,7 @@ class Waits:
     between_starts: float = 60.0  # of training, at least
     group: float = 3.0  # between two looks at who is there
     stale: float = 45.0  # a node that has not been heard of for so long while waiting is not there
+    silent: float = 120.0  # a node that trains and has not been heard of for so long is lost
     alone: float = 3600.0  # waiting for the other nodes, before it is given up
     outcome: float = 20.0  # for another node to say how training ended
     join: float = 180.0  # for torchrun's processes to find each other
@@ -56,6 +57,7 @@ class Settings:
     deadline: float  # epoch seconds
     root: Path
     cache: Path  # on the fastest disk
+    code: Path  # the project; commands run there
     waits: Waits
 
     @property
@@ -102,5 +104,6 @@ def read_settings(environment: Mapping[str, str], metadata: Metadata) -> Setting
         deadline=float(environment.get("SPRINT_DEADLINE") or "inf"),
         root=root,
         cache=root / environment.get("SPRINT_CACHE", "/mnt/cache").lstrip("/"),
+        code=Path.cwd(),
         waits=Waits().scaled(float(environment.get("SPRINT_WAIT_SCALE", "1"))),
     )
