@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 from infra.errors import UserError
 from infra.layout import End, Event, Job, Keys, read_record
@@ -21,6 +22,8 @@ from infra.node.staging import stage_data, write_recipe
 from infra.node.starts import Starts
 from infra.node.store import Store
 from infra.node.verdict import Ending, Verdict, failed
+
+Command = Callable[[Group | None], list[str]]
 
 say = logging.getLogger(__name__)
 
@@ -106,7 +109,7 @@ class Agent:
         decision = self._starts(job, policy, command).run()
         return self._end(decision, decision.reason, None)
 
-    def _starts(self, job: Job, policy: RestartPolicy, command) -> Starts:  # type: ignore[no-untyped-def]
+    def _starts(self, job: Job, policy: RestartPolicy, command: Command) -> Starts:
         return Starts(
             job,
             self._settings,

@@ -1,4 +1,4 @@
-"""What may end the agent's work at any moment: SIGTERM, a spot notice, the deadline; and waiting with them in view.
+"""What may end the agent's work at any moment: SIGTERM, a spot notice, the deadline; and how it waits.
 
 Example:
     >>> interrupts.patiently(lambda: store.get("jobs/mine/job.json"))   # S3 may be away for ten minutes
@@ -29,7 +29,7 @@ class Interrupts:
     """Reasons to stop, looked at by whoever waits.
 
     Attributes:
-        deadline: epoch seconds at which everything has ended; the agent stops `before_deadline` seconds before.
+        deadline: epoch seconds at which everything has ended; the agent stops somewhat earlier.
         notice: what the spot market said, None as long as it says nothing.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 
 from infra.aws import AwsError
 from infra.layout import Job, Phase
@@ -18,6 +19,8 @@ from infra.node.shipping import Shipper
 from infra.node.staging import read_status
 from infra.node.store import Store
 from infra.node.verdict import leaving
+
+LOST_RANK = "another rank is gone"  # as training says it
 
 say = logging.getLogger(__name__)
 
@@ -77,8 +80,7 @@ class Starts:
                 return decision
             self._shipper.event("restarted", reason, attempt, generation)
             if self._rendezvous is not None:
-                rendezvous = self._rendezvous
-                self._interrupts.patiently(lambda: rendezvous.move_on(generation))
+                self._interrupts.patiently(partial(self._rendezvous.move_on, generation))
             self._interrupts.pause(decision.wait_seconds)
 
     def _meet(self, attempt: int) -> Group | None:
@@ -108,11 +110,14 @@ class Starts:
         ended = self._interrupts.run(self._command(group), name, environment, self._stop_for(group))
         self.is_primary = self._shipper.ships_figures = status_file.is_file() or group is None
         self._shipper.ship()  # its last figures, whatever comes
-        self._interrupts.raise_for()
         status, reason = read_status(status_file)
+        if status != "finished":
+            self._interrupts.raise_for()
         if not self._is_training and ended.code == 0 and ended.stopped_for is None:
             status, reason = "finished", "the data set is prepared"
-        return self._agreed(group, status, reason or _words(ended))
+        if status is None and LOST_RANK in ended.last_words:
+            status = "restart"  # the node with the run's folder is the one that is gone
+        return self._agreed(group, status, reason or _words(ended), ended)
 
     def _stop_for(self, group: Group | None) -> Callable[[], str | None]:
         """For while it runs: reasons of this machine, and a group that has broken up."""
@@ -133,14 +138,18 @@ class Starts:
 
         return stop_for
 
-    def _agreed(self, group: Group | None, status: str | None, reason: str) -> tuple[str | None, str]:
+    def _agreed(
+        self, group: Group | None, status: str | None, reason: str, ended: Ended
+    ) -> tuple[str | None, str]:
         """The one outcome on which all nodes act: the first to fail knows why, the others see it leave."""
         if group is None or self._rendezvous is None:
             return status, reason
         rendezvous, generation = self._rendezvous, group.generation
         if status is not None:
             self._interrupts.patiently(lambda: rendezvous.publish(generation, status, reason))
-        until = time.monotonic() + self._settings.waits.outcome
+        # Where it ended well, another node may still be uploading its last checkpoint.
+        waits = self._settings.waits
+        until = time.monotonic() + (waits.evaluation if ended.code == 0 else waits.outcome)
         while True:
             outcome = self._interrupts.patiently(lambda: rendezvous.outcome(generation))
             if outcome is not None:
