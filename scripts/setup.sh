@@ -3,6 +3,7 @@
 # Run by make; a second run finds everything there and does nothing.
 #
 #   PYTHON=python3.12 VENV=.venv scripts/setup.sh
+#   EXTRAS=node scripts/setup.sh       # on an instance: what training needs, without the tests' packages
 #
 # Without FFCV everything works on the reference loader, so its build may fail; SKIP_FFCV=1 leaves it out.
 # PostgreSQL is for tests only; SKIP_POSTGRES=1 leaves it out.
@@ -79,7 +80,7 @@ if [ ! -e "$STAMP" ]; then
     "$FOUND" -m venv --clear "$VENV"
   fi
   say "installing Python packages into $VENV (some 3 GB the first time; pip's cache helps the second)"
-  "$VENV/bin/pip" install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
+  "$VENV/bin/pip" install --disable-pip-version-check --quiet --constraint constraints.txt --editable ".[${EXTRAS:-dev}]"
   touch "$STAMP"
 fi
 
