@@ -5,6 +5,8 @@ torchrun --nproc-per-node=2 -m train configs/demo.yaml data.path=data/intel opti
 torchrun --nproc-per-node=2 --max-restarts=3 -m train RECIPE … # goes on by itself when a rank dies
 python -m train sync runs/mine            # send MLflow what it missed
 python -m train logs                      # refresh the table of logs.md from MLflow
+python -m train fetch s3://bucket/runs/mine runs/mine      # its newest and best checkpoint, from its mirror
+python -m train follow s3://bucket/runs/mine followed/mine # MLflow here, of a run that is elsewhere
 """
 
 from __future__ import annotations
@@ -27,6 +29,14 @@ def main(arguments: list[str] | None = None) -> int:
         from train.tracking.sync import main as sync
 
         return sync(words[1:])
+    if words[:1] == ["fetch"]:
+        from train.checkpoint.fetch import main as fetch
+
+        return fetch(words[1:])
+    if words[:1] == ["follow"]:
+        from train.tracking.follow import main as follow
+
+        return follow(words[1:])
     parser = argparse.ArgumentParser(
         prog="torchrun … -m train",
         description="train a recipe; `check` before the recipe only says what is wrong with it",

@@ -1,0 +1,340 @@
+"""Terraform, run for one module in a folder of its own, without a shell.
+
+The module is copied beside its state, so that what was applied can be destroyed as it was, whatever became of
+the checkout; the state is one file, and whoever calls keeps a copy of it in S3. All that Terraform says goes
+into `terraform.log`; `say` gets a line when a resource is made or gone.
+
+    .infra/mine/cluster/
+      module/infra/terraform/cluster/, module/infra/bootstrap/   what is applied
+      terraform.tfstate                                          what there is
+      variables.tfvars.json                                      what it was made with
+      terraform.log
+
+Example:
+    >>> terraform = Terraform("cluster", Path(".infra/mine/cluster"), say=print)
+    >>> terraform.apply({"deployment": "mine", "region": "us-east-1"})
+    >>> terraform.outputs()["group_names"]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from data_prep.storage import write_atomically
+from infra.errors import UserError
+
+SOURCE = Path(__file__).parent
+PARTS = ("terraform", "bootstrap")  # of infra/: what the modules read
+OLDEST = (1, 9)
+INSTALL = "https://developer.hashicorp.com/terraform/install"
+STATE_NAME = "terraform.tfstate"
+VARIABLES_NAME = "variables.tfvars.json"
+PARALLELISM = "10"
+
+
+class TerraformFailed(UserError):
+    """It ended with a fault; what exists is in the state."""
+
+
+class Terraform:
+    """One module and its state.
+
+    Args:
+        module: `base` or `cluster`, a folder of infra/terraform.
+        folder: where state, log and the module's copy are.
+        say: takes a line of progress.
+        environment: added to the process's own.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        folder: Path,
+        say: Callable[[str], Any] = lambda line: None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self.module, self.folder = module, folder.absolute()
+        self._say = say
+        self._environment = _environment(self.folder) | (environment or {})
+        self.log = self.folder / "terraform.log"
+
+    @property
+    def state_path(self) -> Path:
+        return self.folder / STATE_NAME
+
+    def fingerprint(self, variables: dict[str, Any]) -> str:
+        """Of module and variables: another one asks for an apply."""
+        digest = hashlib.sha256(json.dumps(variables, sort_keys=True).encode())
+        for path in _module_files(self.module):
+            digest.update(path.relative_to(SOURCE).as_posix().encode())
+            digest.update(path.read_bytes())
+        return digest.hexdigest()
+
+    def apply(self, variables: dict[str, Any]) -> None:
+        """Make what is missing, change what differs.
+
+        Raises:
+            TerraformFailed: with Terraform's first error. KeyboardInterrupt: its state is saved.
+        """
+        self._copy_module()
+        self.take_variables(variables)
+        self._init()
+        self._run("apply", "-auto-approve", f"-parallelism={PARALLELISM}", *self._files())
+
+    def destroy(self) -> None:
+        """Remove all that the state names; nothing where there is none. Raises as `apply`."""
+        if not self.resources():
+            return
+        if not self._module_folder.is_dir():  # the state came from S3
+            self._copy_module()
+        self._init()
+        self._run("destroy", "-auto-approve", f"-parallelism={PARALLELISM}", *self._files())
+
+    def outputs(self) -> dict[str, Any]:
+        """From the state, without asking Terraform; empty where nothing was applied."""
+        return {name: output.get("value") for name, output in self._state().get("outputs", {}).items()}
+
+    def resources(self) -> list[str]:
+        """Addresses of what there is, data sources left out."""
+        found = []
+        for resource in self._state().get("resources", ()):
+            if resource.get("mode") == "managed" and resource.get("instances"):
+                prefix = f"{resource['module']}." if resource.get("module") else ""
+                found.append(f"{prefix}{resource['type']}.{resource['name']}")
+        return found
+
+    def variables(self) -> dict[str, Any]:
+        """Those of the last apply; empty where there was none."""
+        try:
+            known: dict[str, Any] = json.loads((self.folder / VARIABLES_NAME).read_text(encoding="utf-8"))
+            return known
+        except (OSError, ValueError):
+            return {}
+
+    def take_variables(self, variables: dict[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = json.dumps(variables, indent=1, sort_keys=True) + "\n"
+        write_atomically(self.folder / VARIABLES_NAME, content.encode())
+
+    def serial(self) -> int:
+        """Grows with each change of the state; -1 for none."""
+        return int(self._state().get("serial", -1))
+
+    def take_state(self, content: bytes) -> bool:
+        """Put a copy of the state in place of an older one, or of none; whether that was done."""
+        try:
+            other = json.loads(content)
+            serial, lineage = int(other["serial"]), other["lineage"]
+        except (ValueError, KeyError, TypeError):
+            return False
+        mine = self._state()
+        if mine and (mine.get("lineage") != lineage or int(mine.get("serial", -1)) >= serial):
+            return False
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.state_path, content)
+        return True
+
+    def _state(self) -> dict[str, Any]:
+        try:
+            state: dict[str, Any] = json.loads(self.state_path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError:
+            raise UserError(
+                f"{self.state_path} is damaged: put {self.state_path}.backup in its place, or remove it and "
+                "the copy in S3 is taken"
+            ) from None
+        return state if isinstance(state, dict) else {}
+
+    @property
+    def _module_folder(self) -> Path:
+        return self.folder / "module" / "infra" / "terraform" / self.module
+
+    def _copy_module(self) -> None:
+        target = self.folder / "module" / "infra"
+        for path in _module_files(self.module):
+            copy = target / path.relative_to(SOURCE)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if not copy.is_file() or copy.read_bytes() != path.read_bytes():
+                shutil.copyfile(path, copy)
+        wanted = {target / path.relative_to(SOURCE) for path in _module_files(self.module)}
+        for stale in target.rglob("*.tf"):
+            if stale not in wanted:
+                stale.unlink()
+
+    def _files(self) -> list[str]:
+        return [
+            f"-state={self.state_path}",
+            f"-var-file={self.folder / VARIABLES_NAME}",
+            "-input=false",
+            "-json",
+        ]
+
+    def _init(self) -> None:
+        words = ["init", "-input=false", "-no-color"]
+        if mirror := os.environ.get("TF_PLUGIN_MIRROR"):
+            words.append(f"-plugin-dir={mirror}")
+        check_version()
+        done = subprocess.run(
+            ["terraform", f"-chdir={self._module_folder}", *words],
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        self._note(done.stdout + done.stderr)
+        if done.returncode:
+            reason = _plain_error(done.stderr)
+            raise TerraformFailed(
+                f"terraform init failed ({reason}): check the network, or set TF_PLUGIN_MIRROR to a folder "
+                f"of providers; all of it is in {self.log}"
+            )
+
+    def _run(self, command: str, *words: str) -> None:
+        """Stream its JSON lines into the log; a Ctrl-C is passed on once, and its end is waited for."""
+        began = time.monotonic()
+        process = subprocess.Popen(
+            ["terraform", f"-chdir={self._module_folder}", command, *words],
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # Ctrl-C comes from us, once: a second one would lose its state
+        )
+        assert process.stdout is not None
+        faults: list[str] = []
+        interrupted = False
+        with self.log.open("a", encoding="utf-8") as log:
+            while True:
+                try:
+                    for line in process.stdout:
+                        log.write(line)
+                        log.flush()
+                        self._understand(line, faults)
+                    code = process.wait()
+                    break
+                except KeyboardInterrupt:
+                    if not interrupted:
+                        self._say("stopping: Terraform finishes what it has begun, and saves its state")
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(process.pid, signal.SIGINT)
+                    interrupted = True
+        if interrupted:
+            raise KeyboardInterrupt
+        if code:
+            raise TerraformFailed(_sentence(command, self.module, faults, self.log))
+        self._say(f"{command} of {self.module}: done in {time.monotonic() - began:.0f} s")
+
+    def _understand(self, line: str, faults: list[str]) -> None:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            if "rror" in line:
+                faults.append(line.strip())
+            return
+        kind = event.get("type")
+        if kind == "diagnostic" and event.get("@level") == "error":
+            said = event.get("diagnostic", {})
+            detail = " ".join(str(said.get("detail", "")).split())
+            faults.append(f"{said.get('summary', '')}{': ' + detail if detail else ''}")
+        elif kind == "apply_complete":
+            hook = event.get("hook", {})
+            done = {"create": "made", "delete": "removed", "update": "changed"}.get(
+                hook.get("action", ""), ""
+            )
+            if done:
+                address = hook.get("resource", {}).get("addr", "")
+                self._say(f"  {done} {address} ({hook.get('elapsed_seconds', 0):.0f} s)")
+
+    def _note(self, text: str) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.log.open("a", encoding="utf-8") as log:
+            log.write(text)
+
+
+def check_version() -> None:
+    """Raises UserError: Terraform is missing or too old."""
+    if shutil.which("terraform") is None:
+        raise UserError(
+            f"Terraform is not installed: get it from {INSTALL} (1.9 or newer), and run this again"
+        )
+    done = subprocess.run(
+        ["terraform", "version", "-json"],
+        env=os.environ | {"CHECKPOINT_DISABLE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    try:
+        version = str(json.loads(done.stdout)["terraform_version"])
+        numbers = tuple(int(part) for part in version.split(".")[:2])
+    except (ValueError, KeyError):
+        raise UserError(f"terraform version says nothing of use ({_plain_error(done.stderr)})") from None
+    if numbers < OLDEST:
+        raise UserError(f"Terraform {version} is too old: 1.9 or newer is needed, from {INSTALL}")
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """The user's own, without what would send Terraform elsewhere; providers are downloaded once for all."""
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("TF_CLI_ARGS", "TF_VAR_"))
+    }
+    config = environment.get("TF_CLI_CONFIG_FILE")
+    if config and not Path(config).is_file():
+        del environment["TF_CLI_CONFIG_FILE"]
+    if "TF_PLUGIN_MIRROR" not in environment:
+        cache = Path(
+            environment.setdefault("TF_PLUGIN_CACHE_DIR", str(Path.home() / ".terraform.d/plugin-cache"))
+        )
+        with contextlib.suppress(OSError):
+            cache.mkdir(parents=True, exist_ok=True)
+        # The lock file lies with the state, and is made anew with it: the provider's version is exact.
+        environment["TF_PLUGIN_CACHE_MAY_BREAK_DEPENDENCY_LOCK_FILE"] = "true"
+    return environment | {
+        "TF_IN_AUTOMATION": "1",
+        "TF_DATA_DIR": str(folder / ".terraform"),
+        "CHECKPOINT_DISABLE": "1",
+    }
+
+
+def _module_files(module: str) -> list[Path]:
+    """What is applied: the module, and what lies in infra/bootstrap; without states and tests."""
+    found = []
+    for part in PARTS:
+        root = SOURCE / part
+        if part == "terraform":
+            root = root / module
+        found += [path for path in sorted(root.rglob("*")) if path.is_file() and _belongs(path, root)]
+    return found
+
+
+def _belongs(path: Path, root: Path) -> bool:
+    inside = path.relative_to(root)
+    if any(part.startswith(".") or part in ("tests", "__pycache__") for part in inside.parts):
+        return False
+    return not re.search(r"\.(tfstate|tfstate\..*|tfvars|tfvars\.json|tftest\.hcl|pyc)$", path.name)
+
+
+def _sentence(command: str, module: str, faults: list[str], log: Path) -> str:
+    first = re.sub(r"\s+", " ", faults[0])[:500].rstrip(".") if faults else "it gave no reason"
+    return f"terraform {command} of {module} failed: {first}; run the same command again to go on; log: {log}"
+
+
+def _plain_error(text: str) -> str:
+    """The first error of a plain text."""
+    lines = [re.sub(r"[│╷╵]", "", re.sub(r"\x1b\[[0-9;]*m", "", line)).strip() for line in text.splitlines()]
+    errors = [line.removeprefix("Error:").strip() for line in lines if line.startswith("Error:")]
+    return (errors or [line for line in lines if line] or ["it said nothing"])[0][:200]
