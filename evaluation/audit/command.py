@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-images", type=int, default=60, help="on the contact sheet (default: 60)")
     parser.add_argument("--review", action="store_true", help="write review.csv, for a person's verdicts")
     parser.add_argument("--loader", choices=["auto", *BACKENDS], default="auto")
-    parser.add_argument("--mlflow", action="store_true", help="add it all to the MLflow run, images included")
+    parser.add_argument("--no-mlflow", action="store_true", help="do not add the audit to the MLflow run")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -103,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
     images = _images(audited, result.suspects[: min(options.num_images, audit.num_suspects)])
     _write(out, result, images, options.review)
     _say_result(out, result)
-    if options.mlflow:
+    if not options.no_mlflow:
         _log_to_mlflow(folder, out, audit)
     return 0
 
@@ -318,7 +318,6 @@ def _log_to_mlflow(folder: Path, out: Path, audit: LabelAudit) -> None:
     except (OSError, ValueError, KeyError, TypeError, RecipeError):
         run_id = None
     if not isinstance(run_id, str):
-        print(f"warning: {folder} has no MLflow run to add the audit to", file=sys.stderr)
         return
     uri = tracking_uri(tracking, folder.parent)
     figures = {

@@ -48,9 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mlflow", metavar="URI", help="where MLflow runs are read (default: runs/mlflow.db)"
     )
     parser.add_argument(
-        "--log-to", metavar="URI", help="log the comparison to this MLflow as a run compare-…"
+        "--log-to",
+        metavar="URI",
+        help="log the comparison to this MLflow as a run compare-… (default: where the runs themselves are)",
     )
-    parser.add_argument("--experiment", default=TrackingSection().experiment, help="of --log-to")
+    parser.add_argument("--no-mlflow", action="store_true", help="do not log the comparison")
+    parser.add_argument("--experiment", default=TrackingSection().experiment, help="that it is logged to")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -75,11 +78,29 @@ def run(options: argparse.Namespace) -> int:
     for line in _summary(comparison):
         print(line)
     print(f"comparison: {files.html}")
-    if options.log_to is not None:
+    if (uri := _log_uri(options, records)) is not None:
         from evaluation.compare.mlflow_log import log_comparison
 
-        _say(log_comparison(comparison, files, options.log_to, options.experiment))
+        _say(log_comparison(comparison, files, uri, options.experiment))
     return 0
+
+
+def _log_uri(options: argparse.Namespace, records: list[RunRecord]) -> str | None:
+    """Where the comparison is logged: as named, else where all the runs are; None for nowhere."""
+    if options.no_mlflow or options.log_to is not None:
+        return None if options.no_mlflow else str(options.log_to)
+    uris = {_uri_of(record, options.mlflow) for record in records}
+    return uris.pop() if len(uris) == 1 else None
+
+
+def _uri_of(record: RunRecord, read_from: str | None) -> str | None:
+    if record.summary.get("mlflow_run_id") is None:
+        return None
+    if is_mlflow_reference(record.source):
+        return read_from or tracking_uri(TrackingSection(), DEFAULT_RUNS_FOLDER)
+    if record.folder is None or record.recipe is None or not record.recipe.tracking.mlflow:
+        return None
+    return tracking_uri(record.recipe.tracking, record.folder.parent)
 
 
 def _read(options: argparse.Namespace, scratch: Path) -> tuple[list[RunRecord], list[str]]:

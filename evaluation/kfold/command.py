@@ -163,7 +163,7 @@ def _train_all(kfold: Kfold, parent: ParentRun) -> signal.Signals | None:
             start = _start_of(kfold, fold, parent)
 
             def say_epoch(epoch: int, top1: float, fold: int = fold) -> bool:
-                _say(f"fold {fold + 1}/{kfold.num_folds}  epoch {epoch}  top1 {top1:.2%}")
+                _say(f"fold {fold} of {kfold.num_folds}  epoch {epoch}  top1 {top1:.2%}")
                 return False  # nothing is pruned
 
             outcome = run_trial(start, "top1", say_epoch, stop)
@@ -215,7 +215,7 @@ def _start_of(kfold: Kfold, fold: int, parent: ParentRun) -> TrialStart:
 
 def _fold_line(kfold: Kfold, fold: int, top1: float, was_there: bool, seconds: list[float]) -> str:
     left = kfold.num_folds - fold - 1
-    parts = [f"fold {fold + 1}/{kfold.num_folds}", f"final top1 {top1:.2%}"]
+    parts = [f"fold {fold} of {kfold.num_folds}", f"final top1 {top1:.2%}"]
     parts += ["was trained before"] if was_there else []
     parts += [f"about {duration(sum(seconds) / len(seconds) * left)} to go"] if left and seconds else []
     return "  ".join(parts)

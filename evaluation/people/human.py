@@ -99,7 +99,7 @@ def read_similarities(path: Path, *, are_distances: bool = False) -> HumanMatrix
         raise ValueError(f"{path} has gaps (values that are no finite numbers): every pair needs a judgment")
     diagonal = np.diag(values)
     looks_far = np.isfinite(diagonal).all() and float(diagonal.mean()) < float(values[off_diagonal].min())
-    looks_near = np.isfinite(diagonal).all() and float(diagonal.mean()) > float(values[off_diagonal].max())
+    looks_near = np.isfinite(diagonal).all() and float(diagonal.mean()) > float(values[off_diagonal].mean())
     if looks_far and not are_distances:
         raise ValueError(
             f"{path} seems to hold distances (its diagonal is smaller than all else): give it with "
@@ -107,7 +107,7 @@ def read_similarities(path: Path, *, are_distances: bool = False) -> HumanMatrix
         )
     if looks_near and are_distances:
         raise ValueError(
-            f"{path} seems to hold similarities (its diagonal is larger than all else): give it with "
+            f"{path} seems to hold similarities (its diagonal is larger than the rest): give it with "
             "--similarities"
         )
     difference = float(np.abs(values - values.T)[off_diagonal].max())

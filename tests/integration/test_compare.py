@@ -52,7 +52,7 @@ def from_folders(
 ) -> dict:
     out = tmp_path_factory.mktemp("out")
     words = [str(trained / "small"), str(trained / "wide"), "--data", str(prepared[0])]
-    words += ["--loader", "reference", "--no-measure", "--log-to", f"sqlite:///{trained / 'mlflow.db'}"]
+    words += ["--loader", "reference", "--no-measure"]  # logged where the runs are
     return compared(out, *words) | {"out": str(out)}
 
 
@@ -109,7 +109,7 @@ def test_the_files_are_there(from_folders: dict) -> None:
 def test_the_comparison_is_a_run_of_mlflow(trained: Path, from_folders: dict) -> None:
     client = open_client(f"sqlite:///{trained / 'mlflow.db'}")
     experiment = client.get_experiment_by_name(TrackingSection().experiment)
-    (logged,) = client.search_runs([experiment.experiment_id], "tags.kind = 'comparison'")
+    logged = client.search_runs([experiment.experiment_id], "tags.kind = 'comparison'")[-1]  # the first
     assert logged.info.run_name == "compare-a-small-b-wide" and logged.info.status == "FINISHED"
     assert logged.data.metrics["A_small/top1"] == from_folders["runs"][0]["figures"]["top1"]
     (pair,) = from_folders["paired"]

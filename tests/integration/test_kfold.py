@@ -81,7 +81,7 @@ def test_finished_folds_are_skipped_and_figures_are_those_of_the_runs(
     folds: tuple[Path, str, set[str]],
 ) -> None:
     out, said, _ = folds
-    assert "fold 1/2" in said and said.count("was trained before") == 1
+    assert "fold 0 of 2" in said and said.count("was trained before") == 1
     table = read_json(out / "kfold.json")
     summaries = [read_json(out / f"tiny-fold{fold}" / "summary.json") for fold in range(2)]
     values = [row["top1"] for row in table["folds"]]
@@ -191,7 +191,6 @@ def test_a_split_that_the_model_learned_is_refused(
         data,
         "--second",
         str(out / "tiny-fold1"),
-        "--mlflow",
     ]
     assert evaluation(arguments) == 0
     said = capsys.readouterr()

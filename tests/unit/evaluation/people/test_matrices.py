@@ -218,3 +218,11 @@ def test_the_matrices_of_the_rocks_are_read_and_their_order_holds() -> None:
     assert len(checks) == 2 and all(check.fault is None for check in checks)
     assert "ρ = 0.89" in checks[1].sentence
     assert {name: len(rows) for name, rows in groups_of(classes).items()} == {"I": 10, "M": 10, "S": 10}
+
+
+def test_similarities_given_as_distances_are_refused_although_a_pair_is_likelier_than_its_own_class(tmp_path):
+    matrix = np.full((6, 6), 2.0)
+    matrix[0, 1] = matrix[1, 0] = 8.0  # two classes that people confuse
+    np.fill_diagonal(matrix, 6.0)
+    with pytest.raises(ValueError, match="--similarities"):
+        read_similarities(write(tmp_path, similarity_text(matrix)), are_distances=True)
