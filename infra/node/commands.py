@@ -23,7 +23,7 @@ def data_folder(job: Job, settings: Settings, version: str) -> Path:
 
 
 def copy_command(job: Job, target: Path) -> list[str]:
-    return [sys.executable, "-m", "data_prep", "copy", job.data, str(target)]
+    return [_python(), "-m", "data_prep", "copy", job.data, str(target)]
 
 
 def overrides(job: Job, settings: Settings, data: Path) -> list[str]:
@@ -43,7 +43,7 @@ def overrides(job: Job, settings: Settings, data: Path) -> list[str]:
 
 def check_command(job: Job, recipe: Path, words: list[str], ranks: int) -> list[str]:
     world_size = ranks * job.num_nodes
-    return [sys.executable, "-m", "train", "check", str(recipe), *words, f"--nproc-per-node={world_size}"]
+    return [_python(), "-m", "train", "check", str(recipe), *words, f"--nproc-per-node={world_size}"]
 
 
 def train_command(
@@ -56,12 +56,12 @@ def prepare_command(job: Job, settings: Settings, group: Group | None) -> list[s
     """One process a machine; each has workers of its own."""
     arguments = ["data_prep", "prepare", *(job.prepare.arguments if job.prepare else ())]
     if group is None:
-        return [sys.executable, "-m", *arguments]
+        return [_python(), "-m", *arguments]
     return [*_torchrun(job, settings, "1", group), "-m", *arguments]
 
 
 def report_command(settings: Settings, data: Path) -> list[str]:
-    return [sys.executable, "-m", "evaluation", "report", str(settings.run), "--data", str(data)]
+    return [_python(), "-m", "evaluation", "report", str(settings.run), "--data", str(data)]
 
 
 def environment(job: Job, settings: Settings) -> dict[str, str]:
@@ -91,6 +91,11 @@ def _torchrun(job: Job, settings: Settings, ranks: str, group: Group | None) -> 
         f"--rdzv-conf=is_host={int(is_leader)},join_timeout={max(5, round(settings.waits.join))}",
         f"--local-addr={settings.address}",
     ]
+
+
+def _python() -> str:
+    """The environment's, as torchrun is: sprint-bootstrap has put it first into PATH."""
+    return shutil.which("python") or sys.executable
 
 
 def ranks_of(job: Job) -> int:
