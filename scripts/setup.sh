@@ -6,7 +6,7 @@
 #   EXTRAS=node scripts/setup.sh       # on an instance: what training needs, without the tests' packages
 #
 # Without FFCV everything works on the reference loader, so its build may fail; SKIP_FFCV=1 leaves it out.
-# PostgreSQL is for tests only; SKIP_POSTGRES=1 leaves it out.
+# PostgreSQL, checkov and cloud-init are for tests only; SKIP_POSTGRES=1 and SKIP_INFRA_CHECKS=1 leave them out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -65,7 +65,7 @@ if [ ! -x "$VENV/bin/pip" ]; then
 fi
 
 # What is installed is named by a digest of what asks for it.
-WANTED="$(cat pyproject.toml constraints.txt scripts/setup.sh | sha256sum | cut -c1-16)"
+WANTED="$(cat pyproject.toml constraints.txt scripts/setup.sh scripts/infra-checks.txt | sha256sum | cut -c1-16)"
 STAMP="$VENV/.setup-$WANTED"
 FFCV_STAMP="$VENV/.ffcv-$WANTED"
 
@@ -97,6 +97,76 @@ if [ ! -e "$POSTGRES_STAMP" ] && [ -z "${SKIP_POSTGRES:-}" ]; then
     touch "$POSTGRES_STAMP"  # asked once a version
     say "tests on PostgreSQL will be skipped"
   fi
+fi
+
+# Terraform, where there is none: python -m infra needs it. A binary in the environment, no root; an instance has no use
+# for it. No network is no error: what needs it says so.
+TERRAFORM_VERSION=1.11.4
+TERRAFORM_STAMP="$VENV/.terraform-$WANTED"
+install_terraform() {
+  local platform sha256 archive="$VENV/terraform.zip"
+  case "$(uname -s) $(uname -m)" in
+    "Linux x86_64") platform=linux_amd64 sha256=1ce994251c00281d6845f0f268637ba50c0005657eb3cf096b92f753b42ef4dc ;;
+    "Darwin arm64") platform=darwin_arm64 sha256=867e0808fa971217043e25b7a792b10720c79b1546f8a68479b74f138be73e18 ;;
+    *)
+      say "Terraform is left out: get it for this machine from https://developer.hashicorp.com/terraform/install"
+      return 0
+      ;;
+  esac
+  local url="https://releases.hashicorp.com/terraform/$TERRAFORM_VERSION/terraform_${TERRAFORM_VERSION}_$platform.zip"
+  say "installing Terraform $TERRAFORM_VERSION into $VENV/bin"
+  if ! "$VENV/bin/python" - "$url" "$sha256" "$archive" "$VENV/bin/terraform" <<'EOF'; then
+import hashlib, pathlib, shutil, sys, urllib.request, zipfile
+
+url, sha256, archive, target = sys.argv[1:]
+try:
+    with urllib.request.urlopen(url, timeout=30) as answer, open(archive, "wb") as file:
+        shutil.copyfileobj(answer, file)
+except OSError as error:
+    sys.exit(f"{url} did not come: {error}")
+found = hashlib.sha256(pathlib.Path(archive).read_bytes()).hexdigest()
+if found != sha256:
+    sys.exit(f"{url} has SHA-256 {found}, not {sha256}")
+part = pathlib.Path(target + ".part")
+with zipfile.ZipFile(archive) as content:
+    part.write_bytes(content.read("terraform"))
+part.chmod(0o755)
+part.replace(target)
+EOF
+    say "Terraform is left out: python -m infra needs it, and its tests will be skipped (remove $TERRAFORM_STAMP to try again)"
+  fi
+  rm -f "$archive"
+}
+if [ "${EXTRAS:-dev}" = dev ] && [ ! -e "$TERRAFORM_STAMP" ]; then
+  if ! command -v terraform >/dev/null 2>&1 && [ ! -x "$VENV/bin/terraform" ]; then install_terraform; fi
+  touch "$TERRAFORM_STAMP"
+fi
+
+# Static checks of infra/: checkov, whose versions go with nobody else's, in an environment of its own; and cloud-init,
+# unpacked beside it, since installed it would configure this machine.
+CHECKS="$VENV/infra-checks"
+CHECKS_STAMP="$VENV/.infra-checks-$WANTED"
+download_cloud_init() {
+  local folder
+  command -v apt-get >/dev/null 2>&1 && command -v dpkg >/dev/null 2>&1 || return 1
+  folder="$(mktemp -d)"
+  (cd "$folder" && apt-get download cloud-init && dpkg -x cloud-init_*.deb unpacked) \
+    && rm -rf "$CHECKS/cloud-init" && mv "$folder/unpacked/usr/lib/python3/dist-packages" "$CHECKS/cloud-init"
+  local status=$?
+  rm -rf "$folder"
+  return "$status"
+}
+if [ "${EXTRAS:-dev}" = dev ] && [ ! -e "$CHECKS_STAMP" ] && [ -z "${SKIP_INFRA_CHECKS:-}" ]; then
+  say "installing the checks of infra/ into $CHECKS"
+  if ! { { [ -x "$CHECKS/bin/pip" ] || "$VENV/bin/python" -m venv --clear "$CHECKS"; } && "$CHECKS/bin/pip" install \
+    --disable-pip-version-check --quiet --no-compile --no-deps --requirement scripts/infra-checks.txt; } >"$APT_LOG" 2>&1; then
+    rm -rf "$CHECKS"
+    say "they are left out, and their tests will be skipped: $(tail -n 1 "$APT_LOG")"
+  elif [ ! -d "$CHECKS/cloud-init" ] && ! download_cloud_init >"$APT_LOG" 2>&1 \
+    && ! { can_be_root && as_root apt-get update && download_cloud_init; } >"$APT_LOG" 2>&1; then
+    say "user data will not be checked against cloud-init's schema: its package did not come"
+  fi
+  touch "$CHECKS_STAMP"  # asked once a version
 fi
 
 # FFCV compiles against the system's libjpeg-turbo and OpenCV. Tried once a version; its lack costs speed only.

@@ -13,6 +13,8 @@ data "aws_iam_policy_document" "ec2" {
 
 # Session Manager, and nothing else that Systems Manager can do.
 data "aws_iam_policy_document" "session_manager" {
+  #checkov:skip=CKV_AWS_111: the channels of Session Manager have no resource level
+  #checkov:skip=CKV_AWS_356: the channels of Session Manager have no resource level
   statement {
     sid = "SessionManager"
     actions = [

@@ -13,6 +13,7 @@ resource "aws_placement_group" "this" {
 }
 
 resource "aws_launch_template" "this" {
+  #checkov:skip=CKV_AWS_88: its only way out; a NAT gateway costs more than it is worth, and nobody is let in
   for_each = local.groups
 
   name                                 = local.group_names[each.key]
@@ -101,7 +102,7 @@ resource "aws_autoscaling_group" "this" {
   max_size            = var.num_nodes
   desired_capacity    = each.value
   vpc_zone_identifier = var.subnet_ids
-  placement_group     = var.enable_placement_group ? aws_placement_group.this[0].id : null
+  placement_group     = var.enable_placement_group ? aws_placement_group.this[0].name : null
   health_check_type   = "EC2"
 
   # Whether capacity comes is seen by `python -m infra status`, which says why not; applying does not wait for it.
