@@ -16,9 +16,11 @@ from typing import Any
 
 import pytest
 
-from data_prep.manifest import Manifest
+from data_prep.pipeline import PrepareOptions, prepare
+from data_prep.sources import open_source
 from infra.code import pack_code
 from infra.layout import End, Event, Keys, Node, code_key, read_record
+from tests.conftest import write_image_folder
 from tests.integration.fake_imds import FakeMetadata
 from tests.integration.infra.sandbox import DEPLOYMENT, FALLBACK_GROUP, SPOT_GROUP, TOPIC, Sandbox
 from tests.integration.s3_server import SECRET, Bucket, FaultyS3
@@ -171,9 +173,18 @@ def code() -> tuple[bytes, str]:
 
 
 @pytest.fixture(scope="module")
+def few_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set that is copied at once."""
+    root = tmp_path_factory.mktemp("few")
+    source = open_source(write_image_folder(root / "source", num_classes=2, num_train=6, num_val=3))
+    prepare(source, PrepareOptions(out=root / "data", format="dali", num_workers=1, progress=False))
+    return root / "data"
+
+
+@pytest.fixture(scope="module")
 def ended(
     moto_port: int,
-    prepared_tars: tuple[Path, Manifest],
+    few_images: Path,
     code: tuple[bytes, str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[dict[str, Sandbox]]:
@@ -190,7 +201,7 @@ def ended(
         bucket = Bucket(server, f"boot-{name.replace(' ', '-')}-{os.getpid()}")
         bucket.put(code_key(sha256), archive)
         if scenario.has_data:
-            bucket.put_folder("data/small", prepared_tars[0])
+            bucket.put_folder("data/small", few_images)
         options = dict(scenario.options)
         if "seconds_left" in options:
             options["deadline"] = int(time.time()) + options.pop("seconds_left")
