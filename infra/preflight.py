@@ -98,7 +98,7 @@ def check_quota(aws: Aws, instance_type: str, num_nodes: int, market: str, vcpus
         return Check(
             "quota",
             "warning",
-            f"{what} could not be read ({error}): {needed} vCPUs are needed; see {where}",
+            f"{what} could not be read ({_code(error)}): {needed} vCPUs are needed; see {where}",
         )
     used = _running_vcpus(aws, code, is_spot)
     if needed + used <= allowed:
@@ -111,6 +111,10 @@ def check_quota(aws: Aws, instance_type: str, num_nodes: int, market: str, vcpus
         f"{what} is {allowed:.0f} vCPUs{taken}, and {num_nodes} × {instance_type} need {needed}: ask for "
         f"{needed + used} at {where} (hours to days), or choose another --instance-type or --capacity",
     )
+
+
+def _code(error: Exception) -> str:
+    return error.code or str(error) if isinstance(error, AwsError) else type(error).__name__
 
 
 def _running_vcpus(aws: Aws, code: str, is_spot: bool) -> int:

@@ -47,7 +47,7 @@ def upload_data(cloud: Cloud, data: Data) -> str:
         f"copying {data.num_bytes / 1e9:.2f} GB from {where} to {target} (it can be interrupted)"
     )
     words = [sys.executable, "-m", "data_prep", "copy", data.location, target]
-    done = subprocess.run(words, check=False, stdout=sys.stderr, cwd=None)
+    done = subprocess.run(words, check=False, stdout=2)  # stdout is for --json
     if done.returncode:
         raise UserError(f"the data set was not copied to {target}: see above, and run the same command again")
     return target

@@ -49,9 +49,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     folder = root / deployment.name
     follow = _follow_words(cloud, deployment, folder)
     if options.once:
-        code = subprocess.run(
-            [*follow, "--once", *_ending(cloud, deployment)], check=False, stdout=sys.stderr
-        )
+        code = subprocess.run([*follow, "--once", *_ending(cloud, deployment)], check=False, stdout=2)
         console.result({"deployment": deployment.name, "database": str(root / "mlflow.db")})
         return code.returncode
     _refuse_taken(options.port)
@@ -80,7 +78,7 @@ def _serve(
 ) -> int:
     """Fill and serve until Ctrl-C."""
     root.mkdir(parents=True, exist_ok=True)
-    follower = subprocess.Popen([*follow, *_ending_once(cloud, deployment)], stdout=sys.stderr)
+    follower = subprocess.Popen([*follow, *_ending_once(cloud, deployment)], stdout=2)
     server: subprocess.Popen[bytes] | None = None
     has_ended = bool(_ending(cloud, deployment))
     try:
@@ -95,7 +93,7 @@ def _serve(
                 has_ended = True
                 follower.terminate()
                 follower.wait()
-                follower = subprocess.Popen([*follow, "--once", *ending], stdout=sys.stderr)
+                follower = subprocess.Popen([*follow, "--once", *ending], stdout=2)
             if not has_ended and follower.poll() is not None:
                 console.warn("the page is no longer filled: see above, and start ui again")
                 has_ended = True

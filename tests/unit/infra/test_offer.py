@@ -1,0 +1,56 @@
+"""What a deployment can cost at most."""
+
+from __future__ import annotations
+
+import pytest
+
+from infra.errors import UserError
+from infra.offer import find_offer, limit
+
+
+def test_the_hours_hold_where_the_money_allows_them() -> None:
+    limits = limit(max_usd=100, max_hours=20, worst_usd_per_hour=4.6)
+    assert (limits.hours, limits.worst_usd, limits.max_spot_price) == (20, 92, None)
+
+
+def test_the_money_shortens_the_hours_and_is_never_passed() -> None:
+    limits = limit(max_usd=50, max_hours=20, worst_usd_per_hour=4.6)
+    assert limits.hours == pytest.approx(10.87, abs=0.01)
+    assert limits.worst_usd_per_hour * limits.hours <= 50 + 1e-9
+    assert limits.reason == "--max-usd"
+
+
+def test_on_spot_alone_the_price_is_capped_instead() -> None:
+    """All twenty hours, since an instance dearer than the cap is not bought."""
+    limits = limit(50, 20, 4.6, spot=(1.6, 0.04, 1))
+    assert limits.hours == 20
+    assert limits.max_spot_price == pytest.approx(2.46)
+    assert limits.worst_usd_per_hour * limits.hours <= 50
+    two = limit(50, 20, 9.2, spot=(1.0, 0.04, 2))
+    assert two.max_spot_price == pytest.approx(1.21) and two.worst_usd_per_hour * 20 <= 50
+
+
+def test_no_cap_below_what_the_market_takes() -> None:
+    limits = limit(50, 20, 4.6, spot=(2.4, 0.04, 1))
+    assert limits.max_spot_price is None and limits.hours < 11
+
+
+def test_too_little_money_is_refused() -> None:
+    with pytest.raises(UserError, match="pays 7 minutes"):
+        limit(0.5, 20, 4.6)
+
+
+def test_the_worst_price_is_that_on_demand_with_disk_and_address() -> None:
+    spot = find_offer(["g6.12xlarge"], "spot-then-on-demand", "us-east-1", 200, None)
+    assert 4.6 < spot.worst_usd < 4.7
+    assert 1.5 < spot.expected_usd < 2.7, "the usual one is that of the spot market"
+    demand = find_offer(["g6.12xlarge"], "on-demand", "us-east-1", 200, None)
+    assert demand.expected_usd == demand.worst_usd == pytest.approx(spot.worst_usd)
+    dearest = find_offer(["g6.12xlarge", "p4d.24xlarge"], "on-demand", "us-east-1", 200, None)
+    assert dearest.worst_usd > 21
+
+
+def test_an_unknown_price_can_be_said() -> None:
+    with pytest.raises(UserError, match="--usd-per-hour"):
+        find_offer(["c9.huge"], "on-demand", "us-east-1", 200, None)
+    assert find_offer(["c9.huge"], "on-demand", "us-east-1", 200, 1.25).worst_usd > 1.25
