@@ -1,0 +1,1 @@
+"""Runs from elsewhere, and models in MLflow's registry."""

@@ -1,0 +1,191 @@
+"""The exported folder: a model in one or several forms, its preprocessing and classes, and its card.
+
+    exported/mine/
+      preprocessing.json   resolution, crop, mean and std, class names, the recipe's model section, provenance
+      README.md            the model card
+      export.json          what was measured of each form against the checkpoint
+      model.safetensors    the weights; config.json: as timm wants it, where timm can build the network
+      model.onnx, model.int8.onnx, model.torchscript.pt, model.pt2
+
+Example:
+    >>> trained = load_folder_model(Path("exported/mine"), torch.device("cpu"))
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from data_prep.manifest import ImageSettings, Manifest
+from data_prep.storage import sha256_file
+from evaluation.predict import TrainedModel, load_trained
+from serve.portable.model_info import ModelInfo, load_info
+from serve.portable.preprocessing import Preprocessing
+from train.checkpoint import BEST_NAME
+from train.config import ModelSection, Recipe
+from train.data.batch import Normalize, normalization_statistics
+from train.models.build import build_model
+from train.models.weights import read_weights
+
+SAFETENSORS_NAME = "model.safetensors"
+TIMM_CONFIG_NAME = "config.json"
+CARD_NAME = "README.md"
+EXPORT_NAME = "export.json"
+FORM_FILES = {
+    "safetensors": SAFETENSORS_NAME,
+    "onnx": "model.onnx",
+    "int8": "model.int8.onnx",
+    "torchscript": "model.torchscript.pt",
+    "pt2": "model.pt2",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model in memory, with what belongs to it; from a checkpoint or an exported folder.
+
+    Attributes:
+        model: float NCHW → logits, in evaluation mode. normalize: uint8 NHWC → its input.
+        run_folder: where the run lies, for its summary and report; None where there is none.
+        recipe: of the training; None for an exported folder.
+    """
+
+    model: nn.Module
+    normalize: Normalize
+    info: ModelInfo
+    device: torch.device
+    run_folder: Path | None = None
+    recipe: Recipe | None = None
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a path is an exported folder, and not a run."""
+    return path.is_dir() and (path / "preprocessing.json").is_file()
+
+
+def load_source(path: Path, device: torch.device | None = None, manifest: Manifest | None = None) -> Source:
+    """A checkpoint file, a run folder (its best one) or an exported folder, on `device`, in fp32.
+
+    Args:
+        manifest: of the data set it was trained on: how its images were made, and what its classes are called.
+
+    Raises:
+        ValueError: there is none of these, or it is damaged.
+    """
+    device = device or torch.device("cpu")
+    if is_exported(path):
+        return _load_exported(path, device)
+    trained, digest = _load_checkpoint(path, device)
+    return Source(
+        model=trained.model,
+        normalize=trained.normalize,
+        info=info_of(trained, path, digest, manifest),
+        device=device,
+        run_folder=run_folder_of(path),
+        recipe=trained.recipe,
+    )
+
+
+def info_of(trained: TrainedModel, path: Path, digest: str, manifest: Manifest | None = None) -> ModelInfo:
+    """What belongs to a trained model; see `load_source`."""
+    recipe = trained.recipe
+    if manifest is not None and manifest.class_names != trained.class_names:
+        raise ValueError(
+            f"the data set has other classes than the checkpoint was trained on ({manifest.num_classes} and "
+            f"{len(trained.class_names)}): name the one it was trained on"
+        )
+    # Kept as they were written: the buffers of `Normalize` hold them in other units.
+    images = manifest.images if manifest is not None else ImageSettings()
+    run_folder = run_folder_of(path)
+    return ModelInfo(
+        preprocessing=Preprocessing(
+            resolution=recipe.validation_resolution,
+            crop_ratio=recipe.validation.crop_ratio,
+            mean=_statistics(trained)[0],
+            std=_statistics(trained)[1],
+            resolution_cap=images.resolution_cap,
+            cap_side=images.cap_side,
+            apply_exif=images.apply_exif,
+        ),
+        class_names=trained.class_names,
+        display_names=_display_names(manifest),
+        flip_average=recipe.validation.flip_average,
+        model=recipe.model.model_dump(mode="json"),
+        provenance={
+            "run": run_folder.name if run_folder else recipe.run.name,
+            "checkpoint_sha256": digest,
+            "epoch": trained.progress.get("epoch"),
+            "weights": recipe.headline_weights,
+            "data_set": recipe.data.name,
+            "data_index_sha256": trained.data_identity,
+            "image_settings": "of the data set" if manifest is not None else "assumed: the defaults",
+        },
+    )
+
+
+def _statistics(trained: TrainedModel) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    mean = tuple(float(value) for value in trained.normalize.mean.double().cpu() / 255)
+    std = tuple(float(value) for value in 1 / (255 * trained.normalize.scale.double().cpu()))
+    return mean, std  # type: ignore[return-value]
+
+
+def _display_names(manifest: Manifest | None) -> tuple[str, ...]:
+    if manifest is None or len(manifest.display_names) != len(manifest.class_names):
+        return ()
+    return () if manifest.display_names == manifest.class_names else manifest.display_names
+
+
+def _load_checkpoint(path: Path, device: torch.device) -> tuple[TrainedModel, str]:
+    """The model, and the SHA-256 of the very file; a running training may replace it."""
+    file = checkpoint_file(path)
+    before = sha256_file(file) if file.is_file() else ""
+    trained = load_trained(path, device)
+    if sha256_file(file) != before:
+        raise RuntimeError(f"{file} was replaced while it was read: run the same command again")
+    return trained, before
+
+
+def checkpoint_file(path: Path) -> Path:
+    """The file that is read of a run folder, or of its checkpoints; else the path itself."""
+    if not path.is_dir():
+        return path
+    return (path if path.name == "checkpoints" else path / "checkpoints") / BEST_NAME
+
+
+def run_folder_of(path: Path) -> Path | None:
+    """The run a checkpoint lies in, or None for one on its own."""
+    folder = path if path.is_dir() else path.parent
+    folder = folder.parent if folder.name == "checkpoints" else folder
+    return folder if (folder / "checkpoints").is_dir() else None
+
+
+def _load_exported(folder: Path, device: torch.device) -> Source:
+    info = load_info(folder)
+    path = info.file(folder, "safetensors")
+    section = model_section(info, folder)
+    model = build_model(section, len(info.class_names))
+    weights = read_weights(path)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError:
+        raise ValueError(f"{path} does not fit the model of {folder / 'preprocessing.json'}") from None
+    steps = info.preprocessing
+    statistics = normalization_statistics("dataset", steps.mean, steps.std)
+    normalize = Normalize(*statistics, channels_last=section.channels_last)  # type: ignore[arg-type]
+    return Source(model.to(device).eval(), normalize.to(device), info, device)
+
+
+def model_section(info: ModelInfo, folder: Path) -> ModelSection:
+    """The recipe's model section in an exported folder. ValueError: it is none of this version."""
+    section: dict[str, Any] = {**info.model, "pretrained": False, "checkpoint": None}
+    try:
+        return ModelSection(**section)
+    except ValidationError:
+        raise ValueError(
+            f"the model in {folder / 'preprocessing.json'} is of another version of this project"
+        ) from None
