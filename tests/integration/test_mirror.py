@@ -309,7 +309,11 @@ def test_the_newest_is_named_before_older_ones_are_there(
     writer = mirrors()
     bucket.server.clear(lambda asked: "503 SlowDown" if "step-00000001" in asked.key else None)
     writer.submit(run.folder, run.save(3))
-    assert not writer.wait(2)
+    until(
+        lambda: "latest.json" in bucket.files(AT) and whole_latest(bucket, AT).step == 3,
+        "it names the newest",
+    )
+    assert not writer.wait(0.2)
     latest = whole_latest(bucket, AT)
     assert [item.step for item in latest.checkpoints][-1] == latest.step == 3
     assert not any(item.step == 1 for item in latest.checkpoints)
