@@ -37,19 +37,27 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(
-        prog="python -m infra", description="the cloud: from a recipe to a model"
+    top = argparse.ArgumentParser(
+        prog="python -m infra",
+        description="the cloud: from a recipe to a trained model, for a known price",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="commands:\n" + "\n".join(f"  {name:8} {summary}" for name, summary in COMMANDS.items()),
     )
-    chosen = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, summary in COMMANDS.items():
-        command = chosen.add_parser(name, help=summary, description=summary)
-        if name in words:  # the module may be heavy, or not there
-            module(name).add_arguments(command)
-            _add_common(command)
-    options = parser.parse_args(words)
+    top.add_argument(
+        "command", choices=COMMANDS, metavar="COMMAND", help="see below; COMMAND --help for more"
+    )
+    name = top.parse_args(words[:1]).command
+    parser = argparse.ArgumentParser(prog=f"python -m infra {name}", description=COMMANDS[name])
+    module(name).add_arguments(parser)
+    _add_common(parser)
+    own, rest = _split(words[1:])
+    options = parser.parse_intermixed_args(own)  # overrides may stand anywhere
+    options.command, options.rest = name, rest
+    if rest and name != "prepare":
+        parser.error(f"{name} takes nothing after --: {' '.join(rest)}")
     console = Console(options.json, getattr(options, "yes", False))
     try:
-        return int(module(options.command).run(options, console))
+        return int(module(name).run(options, console))
     except (UserError, ValueError, RuntimeError, OSError) as error:
         return _fail(console, str(error) or type(error).__name__)
     except KeyboardInterrupt:
@@ -57,6 +65,12 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(f"\ninterrupted. {what_remains(options)}", file=sys.stderr)
         return 130
+
+
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    """Before and after `--`."""
+    place = words.index("--") if "--" in words else len(words)
+    return words[:place], words[place + 1 :]
 
 
 def module(name: str) -> Any:

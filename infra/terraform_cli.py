@@ -26,6 +26,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -187,7 +188,7 @@ class Terraform:
             words.append(f"-plugin-dir={mirror}")
         check_version()
         done = subprocess.run(
-            ["terraform", f"-chdir={self._module_folder}", *words],
+            [binary(), f"-chdir={self._module_folder}", *words],
             env=self._environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -206,7 +207,7 @@ class Terraform:
         """Stream its JSON lines into the log; a Ctrl-C is passed on once, and its end is waited for."""
         began = time.monotonic()
         process = subprocess.Popen(
-            ["terraform", f"-chdir={self._module_folder}", command, *words],
+            [binary(), f"-chdir={self._module_folder}", command, *words],
             env=self._environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -265,14 +266,25 @@ class Terraform:
             log.write(text)
 
 
-def check_version() -> None:
-    """Raises UserError: Terraform is missing or too old."""
-    if shutil.which("terraform") is None:
+def binary() -> str:
+    """Terraform: on the path, or beside this Python, where scripts/setup.sh puts it.
+
+    Raises:
+        UserError: there is none.
+    """
+    beside = str(Path(sys.executable).parent)
+    found = shutil.which("terraform") or shutil.which("terraform", path=beside)
+    if found is None:
         raise UserError(
             f"Terraform is not installed: get it from {INSTALL} (1.9 or newer), and run this again"
         )
+    return found
+
+
+def check_version() -> None:
+    """Raises UserError: Terraform is missing or too old."""
     done = subprocess.run(
-        ["terraform", "version", "-json"],
+        [binary(), "version", "-json"],
         env=os.environ | {"CHECKPOINT_DISABLE": "1"},
         capture_output=True,
         text=True,

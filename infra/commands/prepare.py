@@ -32,16 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--to", required=True, metavar="NAME", help="the data set becomes s3://BUCKET/data/NAME"
     )
     add_machine_arguments(parser, DEFAULT_TYPE)
-    parser.add_argument(
-        "arguments", nargs="*", metavar="-- ARGUMENT", help="more of python -m data_prep prepare, after --"
-    )
+    parser.epilog = "more arguments of python -m data_prep prepare go after --"
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
     prefix = _source_prefix(options.source)
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,60}", options.to):
         raise UserError(f"--to {options.to!r} is no name of a data set: small letters, digits and hyphens")
-    if any(word.split("=")[0] in OWN_ARGUMENTS for word in options.arguments):
+    if any(word.split("=")[0] in OWN_ARGUMENTS for word in options.rest):
         raise UserError("--source and --out are set from SOURCE and --to: leave them out after --")
     if options.num_nodes != 1:
         raise UserError("prepare uses one instance: leave --num-nodes out, and take a larger --instance-type")
@@ -77,7 +75,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         if not console.confirm(f"Prepare {options.source} into {target}?"):
             console.say("nothing was made")
             return 1
-        words = ("--source", options.source, "--out", target, *options.arguments)
+        words = ("--source", options.source, "--out", target, *options.rest)
         wanted = Launch(
             name=name,
             kind="prepare",

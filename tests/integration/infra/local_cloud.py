@@ -1,7 +1,7 @@
 """AWS on this machine: a moto server of one's own, real Terraform with the real provider, the real commands.
 
-`LocalCloud.run` is `python -m infra …` as a user types it. `Instance` plays what a group has launched: its user
-data are the launch template's, and so all that runs is what would run there.
+`LocalCloud.run` is `python -m infra …` as a user types it. `Instance` plays what a group has launched, from
+the launch template's user data on: all that runs is what would run there.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import gzip
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -28,29 +27,18 @@ import yaml
 from infra.__main__ import main
 from tests.conftest import ROOT
 from tests.integration.infra.sandbox import Sandbox
+from tests.integration.infra.terraform import ACCOUNT, AMI, REGION, find_mirror, find_terraform
 from tests.integration.s3_server import MOTO, Bucket
 
-ACCOUNT, REGION = "123456789012", "us-east-1"
 BUCKET = f"sprint-{ACCOUNT}-{REGION}"
-TOOL = ROOT.parent / "shared" / "tools" / "terraform-mirror"
 # What moto lacks, and what only takes time there.
 BASE = {
     "enable_tls_only": False,
     "enable_lifecycle": False,
     "availability_zones": [f"{REGION}a", f"{REGION}b"],
 }
-CLUSTER = {"ami_id": "ami-12c6146b", "enable_budget": False}
+CLUSTER = {"ami_id": AMI, "enable_budget": False}
 UP = ("--max-usd", "5", "--max-hours", "1", "--yes")
-
-
-def plugin_mirror() -> str | None:
-    """A folder of providers on this machine; None: Terraform asks the registry."""
-    if given := os.environ.get("TF_PLUGIN_MIRROR"):
-        return given
-    if TOOL.is_file():
-        found = subprocess.run([str(TOOL)], capture_output=True, text=True, check=False)
-        return found.stdout.strip() or None
-    return None
 
 
 @dataclass
@@ -196,7 +184,7 @@ def local_cloud(folder: Path) -> Iterator[LocalCloud]:
     from data_prep import s3_requests
 
     pytest.importorskip("moto.server")
-    if shutil.which("terraform") is None:
+    if find_terraform() is None:
         pytest.skip("Terraform is not installed, and scripts/setup.sh could not fetch it")
     process = subprocess.Popen(
         [sys.executable, "-c", MOTO],
@@ -225,8 +213,8 @@ def local_cloud(folder: Path) -> Iterator[LocalCloud]:
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }.items():
             patch.setenv(name, value)
-        if mirror := plugin_mirror():
-            patch.setenv("TF_PLUGIN_MIRROR", mirror)
+        if (mirror := find_mirror()) is not None:
+            patch.setenv("TF_PLUGIN_MIRROR", str(mirror))
         s3_requests._client.cache_clear()
         try:
             yield cloud
