@@ -2,8 +2,8 @@
 
     python -m train.multiply_adds configs/cifar10.yaml --resolution 32
 
-prints one line of JSON: `{"gmacs": 10⁹ multiply-adds of one image, "params": …, "resolution": pixels}`. Weights are not
-loaded, and 1,000 classes are assumed.
+prints a line of JSON: `{"gmacs": 10⁹ multiply-adds of one image, "params": …, "resolution": pixels}`. Weights
+are not loaded, and 1,000 classes are assumed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ NUM_CLASSES = 1_000
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m train.multiply_adds", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m train.multiply_adds", description=__doc__.split("\n\n")[0]
+    )
     parser.add_argument("recipe", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     parser.add_argument("--resolution", type=int, help="pixels; default: the one that training ends with")

@@ -1,12 +1,12 @@
 """What a run will cost, before it is started: hours and dollars of each machine, on demand and spot.
 
-Prices come from `train/prices.yaml` or from AWS, speeds from `throughput.yaml`, machines from `instances.yaml`; each
-figure carries its source, its date, and whether it was measured.
+Prices come from `train/prices.yaml` or from AWS, speeds from `throughput.yaml`, machines from
+`instances.yaml`; each figure carries its source, its date, and whether it was measured.
 
 Example:
     >>> found = plan(Path("configs/imagenet_resnet50_16.yaml"), max_usd=25)
     >>> found.recommended.instance.name, found.recommended.market
-    ('g6.xlarge', 'spot')
+    ('p4d.24xlarge', 'spot')
     >>> price_of("g6.12xlarge", "spot", "us-east-1").high_usd_per_hour
     2.6
 """

@@ -1,8 +1,9 @@
-"""Files of figures with a date: prices, speeds, machines. Old ones are used, and it is said how old they are."""
+"""Files of figures with a date: prices, speeds, machines. Old ones are used, with a word on their age."""
 
 from __future__ import annotations
 
 from datetime import date, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ MAX_AGE_DAYS = 180
 HERE = Path(__file__).parent
 
 
+@cache
 def load_dated(name: str) -> dict[str, Any]:
     """A YAML file of this folder; it has a `date`."""
     table: dict[str, Any] = yaml.safe_load((HERE / name).read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
 """Hours and dollars of one recipe on one kind of machine: the arithmetic, with all its parts.
 
-    training   steps × seconds of a step (the slower of GPUs and decoding, plus the network between nodes)
-    + validation, + start, + staging from S3, + (worst case on spot) what interruptions repeat
-    dollars    hours × nodes × (price of an hour + root volume and public address)
+training   steps × seconds of a step (the slower of GPUs and decoding, plus the network between nodes)
++ validation, + start, + staging from S3, + (worst case on spot) what interruptions repeat
+dollars    hours × nodes × (price of an hour + root volume and public address)
 """
 
 from __future__ import annotations

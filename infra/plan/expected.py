@@ -34,7 +34,9 @@ def all_expected() -> dict[str, Expected]:
     """Every recipe with a figure, by name."""
     rows = load_dated("expected.yaml")["recipes"]
     return {
-        name: Expected(name, row["data_set"], *map(float, row["top1"]), row["kind"], row["by"])
+        name: Expected(
+            name, row["data_set"], float(row["top1"][0]), float(row["top1"][1]), row["kind"], row["by"]
+        )
         for name, row in rows.items()
     }
 

@@ -20,12 +20,12 @@ from typing import Any
 
 from infra.aws import Aws
 from infra.errors import UserError
-from infra.plan.prices import Market, NoPrice, Price, ZonePrice, file_price
-from train.cost import load_prices
+from infra.plan.prices import Market, NoPrice, Price, ZonePrice, file_price, price_table
 
 PRICE_LIST_REGION = "us-east-1"  # the price list is served in few regions, and knows the prices of all
 SPOT_HOURS = 24
 WORKERS = 8
+UNREACHABLE = "cannot be reached"
 LINUX = ("Linux/UNIX", "Linux/UNIX (Amazon VPC)")
 
 
@@ -67,18 +67,26 @@ class LivePrices:
         self._asked |= set(new)
         if not new:
             return
-        day = load_prices()["date"]
-        for what, ask, fallback in (
-            ("on-demand prices", self._ask_on_demand, True),
-            ("spot prices", self._ask_spot, True),
-            ("availability zones", self._ask_offerings, False),
+        unanswered: dict[str, list[str]] = {}
+        for what, ask in (
+            ("on-demand prices", self._ask_on_demand),
+            ("spot prices", self._ask_spot),
+            ("availability zones", self._ask_offerings),
         ):
-            try:
-                ask(new)
-            except (UserError, ValueError, KeyError) as error:
-                self._failed.add(what)
-                then = f"those of {day} in train/prices.yaml are used" if fallback else "not checked"
-                self.notes.append(f"AWS gave no {what} ({error}): {then}")
+            reason = next((sentence for sentence in unanswered if UNREACHABLE in sentence), None)
+            if reason is None:  # else the next question would wait for nothing, too
+                try:
+                    ask(new)
+                    continue
+                except (UserError, ValueError, KeyError) as error:
+                    reason = str(error) or type(error).__name__
+            self._failed.add(what)
+            unanswered.setdefault(reason, []).append(what)
+        day = price_table()["date"]
+        for reason, missing in unanswered.items():
+            prices = any("prices" in what for what in missing)
+            then = f"those of {day} in train/prices.yaml are used" if prices else "they are not checked"
+            self.notes.append(f"AWS gave no {' and no '.join(missing)} ({reason}): {then}")
 
     def price_of(self, instance_type: str, market: Market = "on-demand") -> Price:
         """As `prices.price_of` with live=True. Raises NoPrice."""
@@ -91,7 +99,9 @@ class LivePrices:
         if market == "spot" and self._zones.get(instance_type):
             zones = self._zones[instance_type]
             low, high = zones[0].minimum_usd, max(zone.median_usd for zone in zones)
-            source = f"{instance_type} spot, {len(zones)} zones of {self.region}, last {SPOT_HOURS} h on {today}"
+            source = (
+                f"{instance_type} spot, {len(zones)} zones of {self.region}, last {SPOT_HOURS} h on {today}"
+            )
             return Price(
                 instance_type,
                 market,
@@ -117,9 +127,9 @@ class LivePrices:
 
     def _ask_on_demand(self, names: Sequence[str]) -> None:
         client = self._price_list or Aws(PRICE_LIST_REGION)
-        client.client("pricing")  # made here, once, and not by several threads
+        first = self._products(client, names[0])  # alone: where it fails, the others would, too
         with ThreadPoolExecutor(WORKERS) as pool:
-            answers = list(pool.map(lambda name: self._products(client, name), names))
+            answers = [first, *pool.map(lambda name: self._products(client, name), names[1:])]
         for name, usd in zip(names, answers, strict=True):
             if usd is not None:
                 self._on_demand[name] = usd
@@ -134,7 +144,9 @@ class LivePrices:
             "capacitystatus": "Used",
         }
         filters = [{"Type": "TERM_MATCH", "Field": field, "Value": value} for field, value in wanted.items()]
-        answer = client.call("pricing", "get_products", ServiceCode="AmazonEC2", Filters=filters, MaxResults=20)
+        answer = client.call(
+            "pricing", "get_products", ServiceCode="AmazonEC2", Filters=filters, MaxResults=20
+        )
         prices = [usd for text in answer["PriceList"] if (usd := _usd_per_hour(json.loads(text)))]
         return min(prices, default=None)
 

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 from infra.errors import UserError
 from train.cost import load_prices
 
+price_table = cache(load_prices)  # read once: many options are priced
 Market = Literal["on-demand", "spot"]
 MARKETS: tuple[Market, ...] = ("on-demand", "spot")
 DEFAULT_REGION = "us-east-1"
@@ -43,8 +45,8 @@ class Price:
     """Dollars an hour of one instance, and where that comes from.
 
     Attributes:
-        usd_per_hour: on demand the price; on the spot market the middle of its range, or (live) the median of the
-            cheapest zone.
+        usd_per_hour: on demand the price; on the spot market the middle of its range, or (live) the median of
+            the cheapest zone.
         date: the day of the figures, ISO.
         live: asked of AWS just now, not read from the file.
         zones: of the spot market, live only, the cheapest first.
@@ -90,14 +92,16 @@ def price_of(
 
 def file_price(instance_type: str, market: Market, region: str, note: str = "") -> Price:
     """As `price_of`, from the dated file only."""
-    table = load_prices()
+    table = price_table()
     on_demand = _on_demand_table(table, region)
     if instance_type not in table["usd_per_hour"]:
-        near = difflib.get_close_matches(instance_type, table["usd_per_hour"], n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise NoPrice(f"no price for {instance_type!r} in train/prices.yaml{hint} With --live AWS is asked")
+        near = difflib.get_close_matches(instance_type, table["usd_per_hour"], n=1, cutoff=0.8)
+        hint = f" (a near name: {near[0]})" if near else ""
+        raise NoPrice(f"{instance_type} has no price in train/prices.yaml{hint}: pass --live to ask AWS")
     if instance_type not in on_demand:
-        raise NoPrice(f"{instance_type} has no price in {region} in train/prices.yaml: pass --live to ask AWS")
+        raise NoPrice(
+            f"{instance_type} has no price in {region} in train/prices.yaml: pass --live to ask AWS"
+        )
     usd = float(on_demand[instance_type])
     if market == "on-demand":
         source = f"{instance_type} on demand, {region}, {table['date']}"
@@ -122,17 +126,17 @@ def _on_demand_table(table: dict[str, Any], region: str) -> dict[str, float]:
 
 def known_regions() -> list[str]:
     """Regions that the file has prices for."""
-    table = load_prices()
+    table = price_table()
     return [table["region"], *table["same_price_regions"], *table["other_regions"]]
 
 
 def storage_usd_per_month(num_bytes: float, kind: StorageKind = "s3") -> float:
-    """Dollars a month for `num_bytes` (GB of 10⁹ bytes) that stay in S3 Standard, on gp3, or in a snapshot."""
-    return num_bytes / 1e9 * float(load_prices()["storage"][f"{kind}_usd_per_gb_month"])
+    """Dollars a month for `num_bytes` (GB of 10⁹ bytes) that stay in S3, on gp3, or in a snapshot."""
+    return num_bytes / 1e9 * float(price_table()["storage"][f"{kind}_usd_per_gb_month"])
 
 
 def side_usd_per_hour(root_gib: float, public_ipv4: bool = True) -> float:
     """What an instance costs an hour besides its own price: its gp3 root volume and its public address."""
-    storage = load_prices()["storage"]
+    storage = price_table()["storage"]
     volume = root_gib * 2**30 / 1e9 * storage["ebs_gp3_usd_per_gb_month"] / HOURS_PER_MONTH
     return float(volume + (storage["public_ipv4_usd_per_hour"] if public_ipv4 else 0))

@@ -1,7 +1,7 @@
 """All machines for a recipe, and the cheapest that keeps to the limits.
 
-"Keeps to" means by the worst case of the estimate: the longest hours at the highest price of the market. "Cheapest"
-means by the middle of the dollars.
+"Keeps to" means by the worst case of the estimate: the longest hours at the highest price of the market.
+"Cheapest" means by the middle of the dollars.
 """
 
 from __future__ import annotations
@@ -23,14 +23,18 @@ from infra.plan.prices import (
     Price,
     file_price,
     known_regions,
+    price_table,
 )
 from infra.plan.throughput import table
 from infra.plan.work import Work, work_of
-from train.cost import load_prices
 
 CONFIGS = Path("configs")
 NODE_COUNTS = (1, 2, 4)
-FASTER_AT_MOST = 3.0  # times the dollars of the cheapest: what an alternative in a hurry may cost
+FASTER_AT_MOST = 2.0  # times the dollars of the cheapest: what an alternative in a hurry may cost
+# Changes that leave a recipe's accuracy as it is.
+HARMLESS = ("data.path=", "data.loader=", "run.", "budget.", "tracking.", "checkpoint.", "preemption.")
+SAVED_HOURS = 0.5  # that it has to save at least
+WAITING_USD_PER_HOUR = 5.0  # for somebody in a hurry: dollars and hours in one sum
 
 
 @dataclass(frozen=True)
@@ -47,14 +51,18 @@ class Limits:
         )
 
     def __str__(self) -> str:
+        top1 = [] if self.target_top1 is None else [f"top-1 {self.target_top1:.1%}"]
+        return ", ".join([*top1, *self.in_words])
+
+    @property
+    def in_words(self) -> list[str]:
+        """Dollars and hours."""
         parts = []
-        if self.target_top1 is not None:
-            parts.append(f"top-1 {self.target_top1:.1%}")
         if self.max_usd is not None:
             parts.append(f"${self.max_usd:,.2f}".removesuffix(".00"))
         if self.max_hours is not None:
             parts.append(f"{self.max_hours:g} h")
-        return ", ".join(parts)
+        return parts
 
 
 @dataclass(frozen=True)
@@ -65,8 +73,8 @@ class Plan:
         options: all that can run, the cheapest first.
         recommended: the cheapest that keeps to the limits, None where none does.
         reason: why it, or what to change.
-        faster, without_p: other choices that keep to the limits: for those in a hurry, and for accounts without a
-            quota of P instances.
+        alternatives: other choices that keep to the limits, by what they are for: in a hurry, and without P
+            instances, for which new accounts have no quota.
         left_out: a sentence for each machine that cannot be used.
         assumptions, warnings: sentences.
     """
@@ -77,8 +85,7 @@ class Plan:
     reason: str
     limits: Limits
     region: str
-    faster: Option | None = None
-    without_p: Option | None = None
+    alternatives: dict[str, Option] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -145,11 +152,10 @@ def plan(
         reason=reason,
         limits=limits,
         region=region,
-        faster=_faster(options, chosen, limits, expected),
-        without_p=_without_p(options, chosen, limits, expected),
+        alternatives=_alternatives(_within(options, limits, expected), chosen),
         left_out=tuple(left_out),
         assumptions=_assumptions(works),
-        warnings=(*notes, *_age_warnings(options)),
+        warnings=(*notes, *_changes(overrides, expected), *_age_warnings(options)),
         expected=expected,
     )
 
@@ -178,9 +184,7 @@ def _reaches(option: Option, limits: Limits, expected: dict[str, Expected]) -> b
 
 
 def _within(options: list[Option], limits: Limits, expected: dict[str, Expected]) -> list[Option]:
-    return [
-        option for option in options if _reaches(option, limits, expected) and limits.kept_by(option)
-    ]
+    return [option for option in options if _reaches(option, limits, expected) and limits.kept_by(option)]
 
 
 def _choose(
@@ -188,7 +192,9 @@ def _choose(
 ) -> tuple[Option | None, str]:
     within = _within(options, limits, expected)
     if within:
-        of = f"{len(within)} of {len(options)} that keep to {limits}" if str(limits) else f"{len(options)}"
+        of = f"{len(options)} choices"
+        if str(limits):
+            of = f"the {len(within)} of {of} that keep to {limits}"
         return within[0], f"the cheapest, by the middle of its dollars, of {of}"
     reaching = [option for option in options if _reaches(option, limits, expected)]
     if not reaching:
@@ -210,7 +216,8 @@ def _choose(
         cheap = min(reaching, key=lambda option: option.usd[1])
         quick = min(reaching, key=lambda option: option.hours[1])
         changes.append(
-            f"the least is ${cheap.usd[1]:,.2f} ({describe(cheap)}) and {quick.hours[1]:.1f} h ({describe(quick)})"
+            f"the least is ${cheap.usd[1]:,.2f} ({describe(cheap)}) "
+            f"and {quick.hours[1]:.1f} h ({describe(quick)})"
         )
     return None, (
         f"nothing keeps to {limits}. Raise {' or '.join(changes)}; or take a shorter recipe, or let "
@@ -227,42 +234,60 @@ def _round_up(value: float) -> str:
     return f"{-(-value * 10 // 1) / 10:g}"
 
 
-def _faster(
-    options: list[Option], chosen: Option | None, limits: Limits, expected: dict[str, Expected]
-) -> Option | None:
+def _alternatives(within: list[Option], chosen: Option | None) -> dict[str, Option]:
+    """Of those that keep to the limits, the cheapest first."""
     if chosen is None:
-        return None
+        return {}
+    found = {}
+    base, where = chosen, ""
+    if is_p(chosen):
+        within = [option for option in within if not is_p(option)]
+        if not within:
+            return {}
+        base, where = within[0], "without P, "
+        found["without P"] = base
     quicker = [
         option
-        for option in _within(options, limits, expected)
-        if option.hours[1] < 0.7 * chosen.hours[1] and sum(option.usd) <= FASTER_AT_MOST * sum(chosen.usd)
+        for option in within
+        if option.hours[1] < base.hours[1] - SAVED_HOURS
+        and option.hours[1] < 0.7 * base.hours[1]
+        and sum(option.usd) <= FASTER_AT_MOST * sum(base.usd)
     ]
-    return min(quicker, key=lambda option: sum(option.hours), default=None)
+    if quicker:
+        best = min(quicker, key=lambda option: sum(option.usd) + WAITING_USD_PER_HOUR * sum(option.hours))
+        found[f"{where}in a hurry"] = best
+    return found
 
 
-def _without_p(
-    options: list[Option], chosen: Option | None, limits: Limits, expected: dict[str, Expected]
-) -> Option | None:
-    if chosen is None or not chosen.instance.family.startswith("p"):
-        return None
-    within = _within(options, limits, expected)
-    return next((option for option in within if not option.instance.family.startswith("p")), None)
+def is_p(option: Option) -> bool:
+    """Whether it is a P instance: a new account's quota of those is 0."""
+    return option.instance.family.startswith("p")
+
+
+def _changes(overrides: Sequence[str], expected: dict[str, Expected]) -> list[str]:
+    changed = [text for text in overrides if not text.startswith(HARMLESS)]
+    if not changed or not expected:
+        return []
+    return [f"top-1 is expected of the recipe as it is, not with {' '.join(changed)}"]
 
 
 def _assumptions(works: tuple[Work, ...]) -> tuple[str, ...]:
     speeds = table()
     over, between = speeds["overheads"], speeds["between_nodes"]
+    staging = over["staging_gbytes_per_second"]
     slow, fast = (100 * share for share in over["staging_network_share"])
     return (
         *dict.fromkeys(work.network_note for work in works),
         *dict.fromkeys(f"{work.data.name}: {work.data.source}" for work in works),
         "time grows with pixels and with a network's multiply-adds; no network runs exactly as fast as those",
-        f"start {over['start_minutes'][0]}–{over['start_minutes'][1]} min; staging from S3 at {slow:.0f}% of the "
-        f"guaranteed to {fast:.0f}% of the highest network, at most {over['staging_gbytes_per_second']:g} GB/s",
-        f"several nodes: the gradient takes {between['low']['network_share']:.0%} of the network without overlap "
-        f"(worst) to {between['high']['network_share']:.0%} with full overlap (best); not measured",
-        f"spot, worst case: an interruption in every {over['restart_every_hours']} h of each node, which repeats start, "
-        f"staging and {over['restart_lost_minutes']} min; worst of all: all hours at the on-demand price",
+        f"start {over['start_minutes'][0]}–{over['start_minutes'][1]} min; staging from S3 at {slow:.0f}% of "
+        f"the guaranteed to {fast:.0f}% of the highest network, at most {staging:g} GB/s",
+        f"several nodes: the gradient takes {between['low']['network_share']:.0%} of the network without "
+        f"overlap (worst) to {between['high']['network_share']:.0%} with full overlap (best); not measured",
+        f"spot, worst case: an interruption in every {over['restart_every_hours']} h of each node, which "
+        f"repeats start, staging and {over['restart_lost_minutes']} min; at worst, all hours at "
+        "the on-demand price",
+        f"in a hurry: an hour of waiting counts as ${WAITING_USD_PER_HOUR:g}",
         f"dollars include {ROOT_GIB} GiB of gp3 and a public address a node; S3 is not included",
         f"data fit where they take at most {RAM_SHARE:.0%} of the memory or {NVME_SHARE:.0%} of the disks",
     )
@@ -271,7 +296,7 @@ def _assumptions(works: tuple[Work, ...]) -> tuple[str, ...]:
 def _age_warnings(options: list[Option]) -> list[str]:
     found = []
     if not any(option.price.live for option in options):
-        found.append(age_warning("prices (train/prices.yaml)", load_prices()["date"]))
+        found.append(age_warning("prices (train/prices.yaml)", price_table()["date"]))
     found.append(age_warning("speeds (infra/plan/throughput.yaml)", table()["date"]))
     found.append(age_warning("machines (infra/plan/instances.yaml)", load_dated("instances.yaml")["date"]))
     return [sentence for sentence in found if sentence]

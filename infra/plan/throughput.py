@@ -1,6 +1,6 @@
-"""How fast a machine trains: GPUs, decoding on its cores, and the gradient's way between nodes (`throughput.yaml`).
+"""How fast a machine trains: GPUs, decoding on its cores, the gradient between nodes (`throughput.yaml`).
 
-All rates have a low and a high bound, and each bound its source. `fast` reads the high ones, `slow` the low ones.
+All rates have a low and a high bound, each with its source. `fast` reads the high ones, `slow` the low ones.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a recipe has to compute: images, resolutions, the cost of one image, and the bytes to be copied.
 
-The unit is a ResNet-50's training step on one image at 224 px. Another resolution costs in proportion to its pixels,
-another network to its multiply-adds (`docs/recipes.md`); validation is a forward pass, a third of a step.
+The unit is a ResNet-50's training step on one image at 224 px. Another resolution costs in proportion to its
+pixels, another network to its multiply-adds (`docs/recipes.md`); validation is a forward pass, a third of it.
 """
 
 from __future__ import annotations
