@@ -43,7 +43,9 @@ def bootstrap_files() -> dict[str, str]:
     for path in sorted(BOOTSTRAP.iterdir()):
         if path.suffix != ".tftpl":
             folder = "/etc/systemd/system" if path.suffix else "/usr/local/sbin"
-            files[f"{folder}/{path.name}"] = base64.b64encode(gzip.compress(path.read_bytes())).decode()
+            files[f"{folder}/{path.name}"] = base64.b64encode(
+                gzip.compress(path.read_bytes(), mtime=0)
+            ).decode()
     return files
 
 

@@ -135,12 +135,47 @@ def no_rights(sandbox: Sandbox) -> None:
     sandbox.fail(autoscaling_set_desired_capacity=-1, autoscaling_suspend_processes=-1, sns_publish=-1)
 
 
+def two_disks(sandbox: Sandbox) -> None:
+    """Links as udev makes them, two to a disk, and to partitions."""
+    ended_before(sandbox)
+    links = sandbox.root / "dev/disk/by-id"
+    links.mkdir(parents=True)
+    for number in (1, 2):
+        disk = sandbox.root / f"dev/nvme{number}n1"
+        disk.touch()
+        for name in (f"AWS{number}", f"AWS{number}_1", f"AWS{number}-part1"):
+            (links / f"nvme-Amazon_EC2_NVMe_Instance_Storage_{name}").symlink_to(disk)
+    (links / "nvme-Amazon_Elastic_Block_Store_vol0").symlink_to(sandbox.root / "dev/nvme0n1")
+
+
+def mounted_by_the_image(sandbox: Sandbox) -> None:
+    two_disks(sandbox)
+    (sandbox.root / "mounted").write_text(f"{sandbox.root}/opt/dlami/nvme\n")
+
+
+def wheels(sandbox: Sandbox) -> None:
+    """Wheels in the bucket, one of them not what its sum says."""
+    sandbox.bucket.put("wheels/abc/one.whl", b"a wheel")
+    sandbox.bucket.put("wheels/abc/SHA256SUMS", f"{'0' * 64}  one.whl\n".encode())
+
+
+def image(sandbox: Sandbox) -> None:
+    """The container's agent is what leaves the verdict."""
+    docker = sandbox.root / "stubs/docker"
+    verdict = (
+        'if [ "$1" = run ]; then\n'
+        '  printf "end\\nfinished\\nby the image\\n" >"$SPRINT_ROOT/run/sprint/verdict"\n'
+        "fi\n"
+    )
+    docker.write_text(docker.read_text() + verdict)
+    (sandbox.root / "gpus").write_text("GPU 0: NVIDIA L4 (UUID: GPU-0)\n")
+
+
 SCENARIOS = {
     # First, since it takes its time however fast the others are.
     "deadline while training": Scenario([RESTART | {"until": "term"}], options={"seconds_left": 45}),
     "success": Scenario(),
     "success after restarts": Scenario([RESTART, {"code": 1}, RESTART, FINISHED]),
-    "budget spent": Scenario([FINISHED | {"reason": "2 of 3 epochs, budget"}]),
     "crash": Scenario([{"code": 1, "words": "error (rank 0): a bug"}]),
     "failed": Scenario([{"status": "failed", "reason": "too many damaged images", "code": 1}]),
     "taken over": Scenario(
@@ -163,6 +198,10 @@ SCENARIOS = {
     "boots for ever": Scenario(prepare=began_too_often),
     "flaky aws": Scenario(prepare=flaky_aws),
     "no rights": Scenario(prepare=no_rights),
+    "two disks": Scenario(prepare=two_disks),
+    "mounted by the image": Scenario(prepare=mounted_by_the_image),
+    "wrong wheels": Scenario(prepare=wheels, options={"wheels": "wheels/abc/"}),
+    "image": Scenario(prepare=image, options={"image": "registry.example/imagenet-sprint:1"}),
     "fallback": Scenario(options={"group": FALLBACK_GROUP, "market": "on-demand"}),
 }
 
@@ -234,7 +273,6 @@ def ended(
 ENDINGS = {
     "success": ("finished", "3 of 3 epochs, top-1 75.00%"),
     "success after restarts": ("finished", "3 of 3 epochs"),
-    "budget spent": ("stopped", "budget"),
     "crash": ("failed", "died 3 times within an hour: exit code 1: error (rank 0): a bug"),
     "failed": ("failed", "too many damaged images"),
     "agent killed": ("failed", "while running the agent"),
@@ -251,6 +289,8 @@ ENDINGS = {
     "ended before": ("finished", "all epochs"),
     "boots for ever": ("failed", "13 instances have begun within an hour"),
     "flaky aws": ("finished", "3 of 3 epochs"),
+    "wrong wheels": ("failed", "while installing the project"),
+    "image": ("finished", "by the image"),
     "fallback": ("finished", "3 of 3 epochs"),
 }
 
@@ -344,6 +384,37 @@ def test_the_fallback_sends_the_spot_market_home_once_it_works(ended: dict[str, 
     assert sandbox.billing_calls() == [f"0 {SPOT_GROUP}", *ENDED], sandbox.logs()
     names = [call[0] if call[0] != "aws" else call[2] for call in sandbox.calls()]
     assert names.index("set-desired-capacity") < names.index("torchrun")
+
+
+def test_the_instance_store_is_striped_and_mounted(ended: dict[str, Sandbox]) -> None:
+    sandbox = ended["two disks"]
+    root = str(sandbox.root)
+    (made,) = sandbox.calls("mdadm")
+    assert made[1:3] == ["--create", f"{root}/dev/md/sprint"] and "--raid-devices=2" in made
+    assert made[-2:] == [f"{root}/dev/nvme1n1", f"{root}/dev/nvme2n1"], "the instance's disks, each once"
+    assert sandbox.calls("mkfs.ext4")[0][-1] == f"{root}/dev/md/sprint"
+    assert sandbox.calls("mount")[0][-2:] == [f"{root}/dev/md/sprint", f"{root}/mnt/cache"]
+
+
+def test_disks_that_the_machine_image_has_mounted_are_used_as_they_are(ended: dict[str, Sandbox]) -> None:
+    sandbox = ended["mounted by the image"]
+    root = str(sandbox.root)
+    assert sandbox.calls("mdadm") == [] and sandbox.calls("mkfs.ext4") == []
+    assert sandbox.calls("mount") == [
+        ["mount", "--bind", f"{root}/opt/dlami/nvme/sprint", f"{root}/mnt/cache"]
+    ]
+
+
+def test_an_image_gets_the_pinned_code_and_the_gpus(ended: dict[str, Sandbox]) -> None:
+    sandbox = ended["image"]
+    pulled, started = sandbox.calls("docker")
+    assert pulled[1] == "pull" and pulled[-1] == "registry.example/imagenet-sprint:1"
+    assert started[-4:] == ["registry.example/imagenet-sprint:1", "python", "-m", "infra.node"]
+    code = f"{sandbox.root}/opt/sprint/code"
+    assert f"{code}:{code}" in started and "--gpus" in started and "--env=SPRINT_BUCKET" in started
+    assert (sandbox.root / "opt/sprint/code/infra/node/agent.py").exists()
+    assert not any("AWS_SECRET" in word for word in started)
+    assert sandbox.calls("pip") == []
 
 
 def test_nothing_secret_is_written_down(ended: dict[str, Sandbox]) -> None:
