@@ -40,7 +40,11 @@ class Breakdown:
     staging: float
     interruptions: float
     bottleneck: str
-    capped: bool  # by the recipe's budget.max_hours
+    share: float  # of the recipe's epochs that is done; less than 1 where budget.max_hours ends it before
+
+    @property
+    def capped(self) -> bool:
+        return self.share < 1
 
     @property
     def hours(self) -> float:
@@ -172,6 +176,7 @@ def breakdown(work: Work, instance: Instance, num_nodes: int, market: Market, ca
     rate = gpu_rate(instance, case) * num_nodes / work.image_cost
     validation = work.validation_images / rate / 3600
     capped = work.max_hours is not None and training + validation > work.max_hours
+    share = 1.0
     if capped and work.max_hours is not None:
         share = work.max_hours / (training + validation)
         training, validation = training * share, validation * share
@@ -185,7 +190,7 @@ def breakdown(work: Work, instance: Instance, num_nodes: int, market: Market, ca
         interruptions = times * (start + staging + overheads["restart_lost_minutes"] / 60)
     parts |= {"staging": staging * 3600, "start": start * 3600}
     bottleneck = max(parts, key=lambda name: parts[name])
-    return Breakdown(training, validation, start, staging, interruptions, bottleneck, capped)
+    return Breakdown(training, validation, start, staging, interruptions, bottleneck, share)
 
 
 def estimate(work: Work, instance: Instance, num_nodes: int, price: Price, on_demand: Price) -> Option:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from infra.errors import UserError
 from infra.plan.dated import age_warning, load_dated
-from infra.plan.estimate import NVME_SHARE, RAM_SHARE, ROOT_GIB, Option, estimate, misfit
+from infra.plan.estimate import NVME_SHARE, RAM_SHARE, ROOT_GIB, Option, breakdown, estimate, misfit
 from infra.plan.expected import Expected, expected_of, recipes_in
 from infra.plan.instances import find_instance, load_instances
 from infra.plan.prices import (
@@ -137,10 +137,11 @@ def plan(
                 continue
             for nodes in num_nodes:
                 for work in works:
-                    if fault := misfit(work, instance, nodes):
+                    option = estimate(work, instance, nodes, price, on_demand)
+                    if fault := misfit(work, instance, nodes) or _cut_short(option):
                         left_out[fault] = None
                     else:
-                        options.append(estimate(work, instance, nodes, price, on_demand))
+                        options.append(option)
     if not options:
         raise UserError("no machine can run this: " + "; ".join(left_out))
     options.sort(key=lambda option: (sum(option.usd), sum(option.hours)))
@@ -262,6 +263,21 @@ def _alternatives(within: list[Option], chosen: Option | None) -> dict[str, Opti
 def is_p(option: Option) -> bool:
     """Whether it is a P instance: a new account's quota of those is 0."""
     return option.instance.family.startswith("p")
+
+
+def _cut_short(option: Option) -> str | None:
+    """A sentence where budget.max_hours ends the recipe much earlier than on its own machine."""
+    work = option.work
+    if not option.fast.capped or work.instance_type not in load_instances():
+        return None
+    own = breakdown(work, find_instance(work.instance_type), 1, "on-demand", "slow").share
+    if option.fast.share >= 0.95 * own:
+        return None
+    epochs = work.num_epochs
+    return (
+        f"{option.instance.name} is ended by budget.max_hours={work.max_hours:g} after "
+        f"{option.fast.share * epochs:.0f} epochs, {work.instance_type} after {own * epochs:.0f}"
+    )
 
 
 def _changes(overrides: Sequence[str], expected: dict[str, Expected]) -> list[str]:

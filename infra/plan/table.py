@@ -206,6 +206,8 @@ def _wrapped(text: str, indent: str, hang: int = 2) -> list[str]:
 def hours_range(hours: tuple[float, float]) -> str:
     """`17–52 min`, `2.5–4.2 h`."""
     low, high = hours
+    if high < 0.1:
+        return f"{60 * low:.1f}–{60 * high:.1f} min"
     if high < 1:
         return f"{60 * low:.0f}–{60 * high:.0f} min"
     return f"{low:.1f}–{high:.1f} h"

@@ -35,6 +35,7 @@ def test_training_alone_is_what_the_documents_say(path: Path) -> None:
     there = option(path.stem, "g6.12xlarge")
     if path.stem == "imagenet_resnet50_published":  # which budget.max_hours ends
         assert there.slow.capped and not there.fast.interruptions
+        assert 60 < there.slow.share * 250 < 67.3  # some epochs' worth of validation is counted, too
         assert there.slow.training + there.slow.validation == pytest.approx(26.6)
         return
     assert f"{there.work.epochs_at_224:.1f}" == epochs
@@ -92,6 +93,17 @@ def test_more_work_takes_longer_and_more_nodes_are_quicker_but_dearer() -> None:
     assert two.training_hours[1] > one.training_hours[1] / 2  # no node helps as much as the first
     larger = option("imagenet_resnet50_16", "g6.12xlarge", "on-demand", 1, "data.resolution=320")
     assert larger.hours[0] > short.hours[0]
+
+
+def test_a_lone_gpus_figure_does_not_scale_fully() -> None:
+    assert gpu_rate(find_instance("p5.4xlarge"), "fast") == 3926
+    assert gpu_rate(find_instance("p5.48xlarge"), "fast") == pytest.approx(0.84 * 8 * 3926)
+    assert gpu_rate(find_instance("p4d.24xlarge"), "fast") == 8 * 2078  # taken with eight
+
+
+def test_validation_is_a_third_of_a_step_for_each_view_and_mirror_image() -> None:
+    work = work_of(CONFIGS / "imagenet_resnet50_16.yaml")  # 256 px twice, 256 px, 224 px
+    assert work.validation_images == pytest.approx(16 * 50_000 * (3 * (256 / 224) ** 2 + 1) / 3)
 
 
 def test_the_bottleneck_is_named() -> None:

@@ -101,6 +101,13 @@ def test_machines_that_cannot_be_used_are_named() -> None:
         plan(RECIPE, instance_types=["p5e.48xlarge"])
 
 
+def test_a_machine_on_which_a_limit_of_the_recipe_ends_it_early_is_left_out() -> None:
+    found = plan(ROOT / "configs" / "imagenet_resnet50_published.yaml", num_nodes=[1])
+    machines = {option.instance.name for option in found.options}
+    assert "g6.12xlarge" in machines and "g6.xlarge" not in machines
+    assert any("g6.xlarge is ended by budget.max_hours=26.6 after" in text for text in found.left_out)
+
+
 def test_rows_are_those_that_nothing_beats() -> None:
     found = plan(RECIPE)
     rows = worth_a_look(found)
