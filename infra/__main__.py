@@ -47,9 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         "command", choices=COMMANDS, metavar="COMMAND", help="see below; COMMAND --help for more"
     )
     name = top.parse_args(words[:1]).command
-    parser = argparse.ArgumentParser(prog=f"python -m infra {name}", description=COMMANDS[name])
-    module(name).add_arguments(parser)
-    _add_common(parser)
+    parser = command_line(name)
     own, rest = _split(words[1:])
     options = parser.parse_intermixed_args(own)  # overrides may stand anywhere
     options.command, options.rest = name, rest
@@ -65,6 +63,14 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(f"\ninterrupted. {what_remains(options)}", file=sys.stderr)
         return 130
+
+
+def command_line(name: str) -> argparse.ArgumentParser:
+    """Of one command."""
+    parser = argparse.ArgumentParser(prog=f"python -m infra {name}", description=COMMANDS[name])
+    module(name).add_arguments(parser)
+    _add_common(parser)
+    return parser
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:

@@ -57,11 +57,13 @@ def find_offer(
     region: str,
     root_gib: float,
     usd_per_hour: float | None = None,
+    is_offline: bool = False,
 ) -> Offer:
     """The dearest of the types counts.
 
     Args:
         usd_per_hour: the user's own figure, instead of price file and AWS.
+        is_offline: the price file counts, even where AWS could be asked.
 
     Raises:
         UserError: nobody knows a price.
@@ -69,19 +71,20 @@ def find_offer(
     side = side_usd_per_hour(root_gib) + THROUGHPUT_USD
     if usd_per_hour is not None:
         return Offer(usd_per_hour + side, usd_per_hour + side, side, f"${usd_per_hour:g} an hour, as you say")
-    offers = [_offer(instance_type, capacity, region, side) for instance_type in instance_types]
+    offers = [_offer(instance_type, capacity, region, side, is_offline) for instance_type in instance_types]
     return max(offers, key=lambda offer: offer.worst_usd)
 
 
-def _offer(instance_type: str, capacity: Capacity, region: str, side: float) -> Offer:
+def _offer(instance_type: str, capacity: Capacity, region: str, side: float, is_offline: bool) -> Offer:
+    live = False if is_offline else None  # None: where there are credentials
     spot: Price | None = None
     try:
         if "spot" in markets_of(capacity):
-            spot = price_of(instance_type, "spot", region, live=None)
+            spot = price_of(instance_type, "spot", region, live)
     except NoPrice:
         pass
     try:
-        on_demand = price_of(instance_type, "on-demand", region, live=None)
+        on_demand = price_of(instance_type, "on-demand", region, live)
     except NoPrice as error:
         raise UserError(f"{error}; or say its price with --usd-per-hour") from None
     usual = spot or on_demand

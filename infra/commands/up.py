@@ -66,6 +66,9 @@ def add_machine_arguments(parser: argparse.ArgumentParser, default_type: str = D
     )
     parser.add_argument("--num-nodes", type=int, default=1)
     parser.add_argument("--usd-per-hour", type=_positive, help="of one instance, where no price is known")
+    parser.add_argument(
+        "--offline", action="store_true", help="prices of train/prices.yaml; AWS is not asked"
+    )
     parser.add_argument("--email", default="", help="told of interruptions and of the end")
     parser.add_argument("--mlflow", action="store_true", default=None, help="with a lasting MLflow server")
     parser.add_argument("--image", default="", help="a container image, instead of an installation")
@@ -150,7 +153,7 @@ def look_at_machines(
             check_quota(cloud.aws, t, options.num_nodes, market, vcpus_of(cloud.aws, t)) for t in types
         ]
     zones_check, zones = check_zones(cloud.aws, types)
-    offer = find_offer(types, options.capacity, cloud.region, ROOT_GIB, options.usd_per_hour)
+    offer = find_offer(types, options.capacity, cloud.region, ROOT_GIB, options.usd_per_hour, options.offline)
     checks += [zones_check, Check("price", "ok", f"price {offer.words}")]
     return checks, offer, zones, types
 

@@ -155,7 +155,7 @@ class Instance(Sandbox):
             cloud.bucket,
             "0" * 64,
             instance=instance,
-            wait_scale=0.05,
+            wait_scale=0.2,
             environment={"STUB_PERFORM": "s3 s3api autoscaling", **environment},
         )
 
@@ -170,11 +170,12 @@ class Instance(Sandbox):
             path.chmod(int(file["permissions"], 8))
 
 
-def until(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+def until(condition: Callable[[], Any], what: Callable[[], str], seconds: float = 60) -> Any:
+    """Look twice a second: whoever is waited for needs the machine."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.5)
     return value
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from infra.__main__ import COMMANDS, main
+from infra.__main__ import COMMANDS, command_line, main
 from infra.aws import Aws, AwsError, explained
 from infra.commands import ui
 from infra.commands.logs import LogReader
@@ -28,6 +29,16 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         main([command, "--help"])
     assert ending.value.code == 0
     assert "--json" in capsys.readouterr().out
+
+
+def test_documented_commands_have_these_options() -> None:
+    """Those of the pages; what goes to `prepare` after -- is data_prep's."""
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/cloud.md"))
+    commands = re.findall(r"^ *\$? ?python -m infra ([^#`\n]+)$", text, flags=re.MULTILINE)
+    assert len(commands) >= 5
+    for command in commands:
+        name, *words = command.split(" -- ")[0].replace("RECIPE", "r.yaml").split()
+        command_line(name).parse_intermixed_args(words)
 
 
 def test_what_is_no_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
