@@ -1,4 +1,4 @@
-"""Terraform against a local AWS: finds binary and providers, starts moto, applies a module in a folder of its own.
+"""Terraform against a local AWS: finds binary and provider, starts moto, applies a module in its own folder.
 
 For tests of the modules and of the commands around them:
 
@@ -11,9 +11,9 @@ For tests of the modules and of the commands around them:
         cluster.destroy()
 
 `terraform_environment` (a fixture, as `cloud` is) skips the test where Terraform is missing. It holds
-TF_PLUGIN_MIRROR where a mirror was found, so a command that is started with it (python -m infra) finds the provider,
-too. `cloud` is one moto server for all tests of a process; `cloud.reset()` empties it, and a test that counts what
-is there calls that first.
+TF_PLUGIN_MIRROR where a mirror was found, so a command that is started with it (python -m infra) finds the
+provider, too. `cloud` is one moto server for all tests of a process; `cloud.reset()` empties it: a test that
+counts what is there calls that first.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ class Module:
 
 
 def base_variables(**changes: Any) -> dict[str, Any]:
-    """Of a base that moto takes: it answers 403 to all where TLS is asked for; a minute less without expiry."""
+    """Of a base that moto takes: its answer to TLS alone is 403. Without expiry, a minute faster."""
     return {"region": REGION, "enable_tls_only": False, "enable_lifecycle": False} | changes
 
 
