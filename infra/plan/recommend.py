@@ -74,7 +74,7 @@ class Plan:
         recommended: the cheapest that keeps to the limits, None where none does.
         reason: why it, or what to change.
         alternatives: other choices that keep to the limits, by what they are for: in a hurry, and without P
-            instances, for which new accounts have no quota.
+            instances, whose quota is the hardest to get.
         left_out: a sentence for each machine that cannot be used.
         assumptions, warnings: sentences.
     """
@@ -261,7 +261,7 @@ def _alternatives(within: list[Option], chosen: Option | None) -> dict[str, Opti
 
 
 def is_p(option: Option) -> bool:
-    """Whether it is a P instance: a new account's quota of those is 0."""
+    """Whether it is a P instance: their quota is the hardest to get."""
     return option.instance.family.startswith("p")
 
 

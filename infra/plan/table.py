@@ -68,7 +68,7 @@ def _recommendation(plan: Plan) -> list[str]:
         f"  at worst     ${option.worst_case_usd:,.2f}: the longest estimate, all at the on-demand price",
         f"  training     {hours_range(option.training_hours)}, {usd_range(option.training_usd)} alone, as "
         "docs/recipes.md counts",
-        f"  quota        {_quota(option)}",
+        *_wrapped(f"{'quota':<13}{_quota(option)}", "  ", 15),
     ]
     for what, other in plan.alternatives.items():
         quota = " (P quota)" if is_p(other) else ""
@@ -104,8 +104,8 @@ def _price(option: Option) -> str:
 
 def _quota(option: Option) -> str:
     code, name = option.instance.quota(option.market)
-    often = "; a new account has none of it" if is_p(option) else ""
-    return f"{option.vcpus} vCPUs of {code} ({name}){often}"
+    often = "often 0 in a new account" + (", and for P slow to be raised" if is_p(option) else "")
+    return f"{option.vcpus} vCPUs of {code} ({name}): {often}"
 
 
 def _rows(plan: Plan, show_all: bool) -> list[str]:
