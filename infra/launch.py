@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,8 @@ from infra.uploading import resolve_recipe, upload_code, upload_data, upload_job
 from train.config import Recipe
 
 FALLBACK_MINUTES = 15
+POLL_SECONDS = 3.0
+STOP_SECONDS = 300.0  # for instances to save, upload and leave
 PAUSED = ("Launch", "AlarmNotification")  # what an instance suspends when a deployment ends
 
 
@@ -213,6 +216,29 @@ def wake(cloud: Cloud, wanted: Launch) -> None:
             AutoScalingGroupName=first,
             DesiredCapacity=wanted.num_nodes,
         )
+
+
+def end_instances(cloud: Cloud, name: str, console: Console) -> None:
+    """Capacity 0, which ends billing; then wait while the instances save and leave."""
+    for group in cloud.groups(name):
+        if group["DesiredCapacity"] or group["MinSize"]:
+            cloud.aws.call(
+                "autoscaling",
+                "update_auto_scaling_group",
+                AutoScalingGroupName=group["AutoScalingGroupName"],
+                MinSize=0,
+                DesiredCapacity=0,
+            )
+    until = time.monotonic() + STOP_SECONDS
+    said = False
+    while present := [i["InstanceId"] for group in cloud.groups(name) for i in group["Instances"]]:
+        if not said:
+            console.say(f"capacity 0: {', '.join(present)} saves, uploads and leaves")
+            said = True
+        if time.monotonic() > until:
+            console.say("still not gone after five minutes; going on")
+            return
+        time.sleep(POLL_SECONDS)
 
 
 def say_limits(

@@ -21,6 +21,7 @@ from infra.preflight import markets_of
 
 MARGIN = 1.2  # a cap on the spot price below this many times the usual one would leave the run waiting
 SHORTEST_HOURS = 0.25
+LONGEST_HOURS = 720
 THROUGHPUT_USD = 0.007  # an hour, of the root volume's 250 MiB/s: 125 are free, each more is $0.04 a month
 
 
@@ -112,8 +113,10 @@ def limit(
         spot: where all of it is on the spot market: (usual price of a node, its side costs, nodes).
 
     Raises:
-        UserError: too little for a quarter of an hour.
+        UserError: too little for a quarter of an hour, or more than a month.
     """
+    if max_hours > LONGEST_HOURS:
+        raise UserError(f"--max-hours {max_hours:g} is more than {LONGEST_HOURS}: that is a month")
     if worst_usd_per_hour * max_hours <= max_usd:
         return Limits(max_hours, worst_usd_per_hour * max_hours, worst_usd_per_hour, None, "--max-hours")
     if spot is not None:

@@ -22,11 +22,9 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,11 +32,16 @@ from typing import Any
 
 from data_prep.storage import write_atomically
 from infra.errors import UserError
+from infra.terraform_setup import (
+    SOURCE,
+    binary,
+    check_version,
+    environment_of,
+    failure,
+    module_files,
+    plain_error,
+)
 
-SOURCE = Path(__file__).parent
-PARTS = ("terraform", "bootstrap")  # of infra/: what the modules read
-OLDEST = (1, 9)
-INSTALL = "https://developer.hashicorp.com/terraform/install"
 STATE_NAME = "terraform.tfstate"
 VARIABLES_NAME = "variables.tfvars.json"
 PARALLELISM = "10"
@@ -67,7 +70,7 @@ class Terraform:
     ) -> None:
         self.module, self.folder = module, folder.absolute()
         self._say = say
-        self._environment = _environment(self.folder) | (environment or {})
+        self._environment = environment_of(self.folder) | (environment or {})
         self.log = self.folder / "terraform.log"
 
     @property
@@ -77,7 +80,7 @@ class Terraform:
     def fingerprint(self, variables: dict[str, Any]) -> str:
         """Of module and variables: another one asks for an apply."""
         digest = hashlib.sha256(json.dumps(variables, sort_keys=True).encode())
-        for path in _module_files(self.module):
+        for path in module_files(self.module):
             digest.update(path.relative_to(SOURCE).as_posix().encode())
             digest.update(path.read_bytes())
         return digest.hexdigest()
@@ -164,12 +167,12 @@ class Terraform:
 
     def _copy_module(self) -> None:
         target = self.folder / "module" / "infra"
-        for path in _module_files(self.module):
+        for path in module_files(self.module):
             copy = target / path.relative_to(SOURCE)
             copy.parent.mkdir(parents=True, exist_ok=True)
             if not copy.is_file() or copy.read_bytes() != path.read_bytes():
                 shutil.copyfile(path, copy)
-        wanted = {target / path.relative_to(SOURCE) for path in _module_files(self.module)}
+        wanted = {target / path.relative_to(SOURCE) for path in module_files(self.module)}
         for stale in target.rglob("*.tf"):
             if stale not in wanted:
                 stale.unlink()
@@ -197,7 +200,7 @@ class Terraform:
         )
         self._note(done.stdout + done.stderr)
         if done.returncode:
-            reason = _plain_error(done.stderr)
+            reason = plain_error(done.stderr)
             raise TerraformFailed(
                 f"terraform init failed ({reason}): check the network, or set TF_PLUGIN_MIRROR to a folder "
                 f"of providers; all of it is in {self.log}"
@@ -236,7 +239,7 @@ class Terraform:
         if interrupted:
             raise KeyboardInterrupt
         if code:
-            raise TerraformFailed(_sentence(command, self.module, faults, self.log))
+            raise TerraformFailed(failure(command, self.module, faults, self.log))
         self._say(f"{command} of {self.module}: done in {time.monotonic() - began:.0f} s")
 
     def _understand(self, line: str, faults: list[str]) -> None:
@@ -264,89 +267,3 @@ class Terraform:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.log.open("a", encoding="utf-8") as log:
             log.write(text)
-
-
-def binary() -> str:
-    """Terraform: on the path, or beside this Python, where scripts/setup.sh puts it.
-
-    Raises:
-        UserError: there is none.
-    """
-    beside = str(Path(sys.executable).parent)
-    found = shutil.which("terraform") or shutil.which("terraform", path=beside)
-    if found is None:
-        raise UserError(
-            f"Terraform is not installed: get it from {INSTALL} (1.9 or newer), and run this again"
-        )
-    return found
-
-
-def check_version() -> None:
-    """Raises UserError: Terraform is missing or too old."""
-    done = subprocess.run(
-        [binary(), "version", "-json"],
-        env=os.environ | {"CHECKPOINT_DISABLE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    try:
-        version = str(json.loads(done.stdout)["terraform_version"])
-        numbers = tuple(int(part) for part in version.split(".")[:2])
-    except (ValueError, KeyError):
-        raise UserError(f"terraform version says nothing of use ({_plain_error(done.stderr)})") from None
-    if numbers < OLDEST:
-        raise UserError(f"Terraform {version} is too old: 1.9 or newer is needed, from {INSTALL}")
-
-
-def _environment(folder: Path) -> dict[str, str]:
-    """The user's own, without what would send Terraform elsewhere; providers are downloaded once for all."""
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("TF_CLI_ARGS", "TF_VAR_"))
-    }
-    config = environment.get("TF_CLI_CONFIG_FILE")
-    if config and not Path(config).is_file():
-        del environment["TF_CLI_CONFIG_FILE"]
-    if "TF_PLUGIN_MIRROR" not in environment:
-        cache = Path(
-            environment.setdefault("TF_PLUGIN_CACHE_DIR", str(Path.home() / ".terraform.d/plugin-cache"))
-        )
-        with contextlib.suppress(OSError):
-            cache.mkdir(parents=True, exist_ok=True)
-        # The lock file lies with the state, and is made anew with it: the provider's version is exact.
-        environment["TF_PLUGIN_CACHE_MAY_BREAK_DEPENDENCY_LOCK_FILE"] = "true"
-    return environment | {
-        "TF_IN_AUTOMATION": "1",
-        "TF_DATA_DIR": str(folder / ".terraform"),
-        "CHECKPOINT_DISABLE": "1",
-    }
-
-
-def _module_files(module: str) -> list[Path]:
-    """What is applied: the module, and what lies in infra/bootstrap; without states and tests."""
-    found = []
-    for part in PARTS:
-        root = SOURCE / part
-        if part == "terraform":
-            root = root / module
-        found += [path for path in sorted(root.rglob("*")) if path.is_file() and _belongs(path, root)]
-    return found
-
-
-def _belongs(path: Path, root: Path) -> bool:
-    inside = path.relative_to(root)
-    if any(part.startswith(".") or part in ("tests", "__pycache__") for part in inside.parts):
-        return False
-    return not re.search(r"\.(tfstate|tfstate\..*|tfvars|tfvars\.json|tftest\.hcl|pyc)$", path.name)
-
-
-def _sentence(command: str, module: str, faults: list[str], log: Path) -> str:
-    first = re.sub(r"\s+", " ", faults[0])[:500].rstrip(".") if faults else "it gave no reason"
-    return f"terraform {command} of {module} failed: {first}; run the same command again to go on; log: {log}"
-
-
-def _plain_error(text: str) -> str:
-    """The first error of a plain text."""
-    lines = [re.sub(r"[│╷╵]", "", re.sub(r"\x1b\[[0-9;]*m", "", line)).strip() for line in text.splitlines()]
-    errors = [line.removeprefix("Error:").strip() for line in lines if line.startswith("Error:")]
-    return (errors or [line for line in lines if line] or ["it said nothing"])[0][:200]

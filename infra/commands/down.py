@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import time
 from pathlib import Path
 
 from infra.cloud import Cloud
@@ -16,12 +15,10 @@ from infra.console import Console, dollars, size
 from infra.deployment import Deployment
 from infra.errors import UserError
 from infra.fetching import fetch_best, fetch_report, is_here
+from infra.launch import end_instances
 from infra.plan.prices import storage_usd_per_month
 from infra.records import Checkpoint, Records, read_records
 from infra.watch import bucket_bytes, look
-
-POLL_SECONDS = 3.0
-STOP_SECONDS = 300.0  # for instances to save, upload and leave; Terraform waits for the rest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,29 +77,6 @@ def _down(cloud: Cloud, deployment: Deployment, options: argparse.Namespace, con
             )
         cloud.save(deployment.model_copy(update={"stage": "down"}))
     return True
-
-
-def end_instances(cloud: Cloud, name: str, console: Console) -> None:
-    """Capacity 0, which ends billing; then wait while the instances save and leave."""
-    for group in cloud.groups(name):
-        if group["DesiredCapacity"] or group["MinSize"]:
-            cloud.aws.call(
-                "autoscaling",
-                "update_auto_scaling_group",
-                AutoScalingGroupName=group["AutoScalingGroupName"],
-                MinSize=0,
-                DesiredCapacity=0,
-            )
-    until = time.monotonic() + STOP_SECONDS
-    said = False
-    while present := [i["InstanceId"] for group in cloud.groups(name) for i in group["Instances"]]:
-        if not said:
-            console.say(f"capacity 0: {', '.join(present)} saves, uploads and leaves")
-            said = True
-        if time.monotonic() > until:
-            console.say("still not gone; Terraform waits for it")
-            return
-        time.sleep(POLL_SECONDS)
 
 
 def _fetch(cloud: Cloud, deployment: Deployment, options: argparse.Namespace, console: Console) -> Deployment:

@@ -11,11 +11,11 @@ import re
 
 from data_prep.storage import is_s3, without_password
 from infra.cloud import Cloud
-from infra.commands.up import ROOT_GIB, add_machine_arguments, limits_of, look_at_machines
 from infra.console import Console
 from infra.errors import UserError
 from infra.launch import Launch, launch, say_limits, utc
 from infra.layout import PrepareJob, at, check_deployment, data_prefix
+from infra.machines import ROOT_GIB, add_machine_arguments, limits_of, look_at_machines
 from infra.preflight import facts_of, refuse_faults
 from infra.records import read_records
 

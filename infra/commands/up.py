@@ -18,28 +18,24 @@ from infra.cloud import Cloud
 from infra.console import Console, dollars
 from infra.deployment import Deployment
 from infra.errors import UserError
-from infra.launch import Launch, launch, say_limits, utc
+from infra.launch import Launch, end_instances, launch, say_limits, utc
 from infra.layout import check_deployment
-from infra.offer import Limits, Offer, find_offer, limit
+from infra.machines import ROOT_GIB, add_machine_arguments, limits_of, look_at_machines
+from infra.offer import Limits, Offer
 from infra.plan.prices import storage_usd_per_month
 from infra.preflight import (
     Check,
     Data,
     check_data,
-    check_quota,
-    check_zones,
     describe_data,
     facts_of,
-    markets_of,
     refuse_faults,
-    vcpus_of,
 )
 from infra.records import read_records
 from infra.uploading import load_user_recipe
+from infra.watch import look as look_at
 from train.config import Recipe
 
-DEFAULT_TYPE = "g6.12xlarge"
-ROOT_GIB = 200
 CHECKPOINT_BYTES = 1.0e9  # what a run keeps, roughly: three checkpoints of a ResNet-50, logs, a report
 
 
@@ -51,28 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ranks-per-node", type=_ranks, default="gpu", help="gpu (default), or a number")
     add_machine_arguments(parser)
-
-
-def add_machine_arguments(parser: argparse.ArgumentParser, default_type: str = DEFAULT_TYPE) -> None:
-    """What `up` and `prepare` have in common."""
-    parser.add_argument("--max-usd", type=_positive, required=True, help="it never costs more than this")
-    parser.add_argument("--max-hours", type=_positive, required=True, help="everything ends after so long")
-    parser.add_argument("--name", help="of the deployment (default: run.name, or the recipe's name)")
-    parser.add_argument(
-        "--instance-type", default=default_type, help=f"one, or several with commas (default: {default_type})"
-    )
-    parser.add_argument(
-        "--capacity", choices=["spot", "on-demand", "spot-then-on-demand"], default="spot-then-on-demand"
-    )
-    parser.add_argument("--num-nodes", type=int, default=1)
-    parser.add_argument("--usd-per-hour", type=_positive, help="of one instance, where no price is known")
-    parser.add_argument(
-        "--offline", action="store_true", help="prices of train/prices.yaml; AWS is not asked"
-    )
-    parser.add_argument("--email", default="", help="told of interruptions and of the end")
-    parser.add_argument("--mlflow", action="store_true", default=None, help="with a lasting MLflow server")
-    parser.add_argument("--image", default="", help="a container image, instead of an installation")
-    parser.add_argument("--yes", action="store_true", help="do not ask")
 
 
 @dataclass(frozen=True)
@@ -101,9 +75,13 @@ def run(options: argparse.Namespace, console: Console) -> int:
             return code
         request = look(cloud, options, name, recipe, str(options.data or recipe.data.path))
         say_plan(cloud, options, request)
+        if known is not None and (spent := look_at(cloud, known).cost_usd) >= 0.005:
+            console.say(f"{name} has cost {dollars(spent)} before; this comes on top")
         if not console.confirm("Go on?"):
             console.say("nothing was made")
             return 1
+        if known is not None and known.stage == "up":  # an end that is under way would end this, too
+            end_instances(cloud, name, console)
         deployment = launch(cloud, _launch_of(options, request), known)
     _say_what_next(console, deployment)
     console.result(
@@ -132,36 +110,6 @@ def look(cloud: Cloud, options: argparse.Namespace, name: str, recipe: Recipe, l
     assert data is not None
     limits = limits_of(options, offer)
     return Request(name, types, recipe, data, offer, limits, checks, zones)
-
-
-def look_at_machines(
-    cloud: Cloud, options: argparse.Namespace
-) -> tuple[list[Check], Offer, list[str], list[str]]:
-    """Account, bucket, quotas, zones and price."""
-    if not 1 <= options.num_nodes <= 64:
-        raise UserError(f"--num-nodes {options.num_nodes} is not from 1 to 64")
-    types = [word.strip() for word in options.instance_type.split(",") if word.strip()]
-    if not types:
-        raise UserError(f"--instance-type {options.instance_type!r} names no type, such as {DEFAULT_TYPE}")
-    there = "is there" if cloud.bucket_exists() else "will be made"
-    checks = [
-        Check("account", "ok", f"account {cloud.account_id}, region {cloud.region}"),
-        Check("bucket", "ok", f"bucket {cloud.bucket} {there}"),
-    ]
-    for market in markets_of(options.capacity):
-        checks += [
-            check_quota(cloud.aws, t, options.num_nodes, market, vcpus_of(cloud.aws, t)) for t in types
-        ]
-    zones_check, zones = check_zones(cloud.aws, types)
-    offer = find_offer(types, options.capacity, cloud.region, ROOT_GIB, options.usd_per_hour, options.offline)
-    checks += [zones_check, Check("price", "ok", f"price {offer.words}")]
-    return checks, offer, zones, types
-
-
-def limits_of(options: argparse.Namespace, offer: Offer) -> Limits:
-    nodes = options.num_nodes
-    spot = (offer.expected_usd, offer.side_usd, nodes) if options.capacity == "spot" else None
-    return limit(options.max_usd, options.max_hours, offer.worst_usd * nodes, spot)
 
 
 def say_plan(cloud: Cloud, options: argparse.Namespace, request: Request) -> None:
@@ -280,13 +228,6 @@ def deployment_name(given: str | None, recipe: Path, overrides: list[str]) -> st
     if not fit:
         raise UserError(f"{word!r} makes no name of a deployment: give one with --name")
     return fit
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
 
 
 def _ranks(text: str) -> str | int:

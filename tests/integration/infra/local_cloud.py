@@ -64,6 +64,7 @@ class LocalCloud:
         (self.state / "base.tfvars.json").write_text(json.dumps(BASE))
         (self.state / "cluster.tfvars.json").write_text(json.dumps(CLUSTER))
         self.spoken: list[tuple[str, Said]] = []
+        self.played: list[Instance] = []
 
     def words(self, command: str, *words: str) -> list[str]:
         runs = ["--runs", str(self.runs)] if command in ("pull", "down") else []
@@ -150,6 +151,7 @@ class Instance(Sandbox):
 
     def __init__(self, cloud: LocalCloud, root: Path, group: str, instance: str, **environment: str) -> None:
         self._text = cloud.user_data(group)
+        cloud.played.append(self)
         super().__init__(
             root,
             cloud.bucket,
@@ -220,5 +222,7 @@ def local_cloud(folder: Path) -> Iterator[LocalCloud]:
         try:
             yield cloud
         finally:
+            for instance in cloud.played:
+                instance.power_cut()
             s3_requests._client.cache_clear()
             process.communicate()

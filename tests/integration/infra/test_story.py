@@ -32,7 +32,7 @@ RECIPE = (
     "run.preflight=false",
     "data.loader=reference",
 )
-PATIENCE = 240.0  # seconds; other tests may take most of the machine
+PATIENCE = 400.0  # seconds; other tests may take most of the machine
 OPTIONS = ("--name", NAME, "--ranks-per-node", "1", "--capacity", "spot", "--offline")
 
 

@@ -1,0 +1,74 @@
+"""The machines of `up` and `prepare`: their options, and whether the account may have them, at what price."""
+
+from __future__ import annotations
+
+import argparse
+
+from infra.cloud import Cloud
+from infra.errors import UserError
+from infra.offer import Limits, Offer, find_offer, limit
+from infra.preflight import Check, check_quota, check_zones, markets_of, vcpus_of
+
+DEFAULT_TYPE = "g6.12xlarge"
+ROOT_GIB = 200
+
+
+def add_machine_arguments(parser: argparse.ArgumentParser, default_type: str = DEFAULT_TYPE) -> None:
+    """What `up` and `prepare` have in common."""
+    parser.add_argument("--max-usd", type=_positive, required=True, help="it never costs more than this")
+    parser.add_argument("--max-hours", type=_positive, required=True, help="everything ends after so long")
+    parser.add_argument("--name", help="of the deployment (default: run.name, or the recipe's name)")
+    parser.add_argument(
+        "--instance-type", default=default_type, help=f"one, or several with commas (default: {default_type})"
+    )
+    parser.add_argument(
+        "--capacity", choices=["spot", "on-demand", "spot-then-on-demand"], default="spot-then-on-demand"
+    )
+    parser.add_argument("--num-nodes", type=int, default=1)
+    parser.add_argument("--usd-per-hour", type=_positive, help="of one instance, where no price is known")
+    parser.add_argument(
+        "--offline", action="store_true", help="prices of train/prices.yaml; AWS is not asked"
+    )
+    parser.add_argument("--email", default="", help="told of interruptions and of the end")
+    parser.add_argument("--mlflow", action="store_true", default=None, help="with a lasting MLflow server")
+    parser.add_argument("--image", default="", help="a container image, instead of an installation")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def look_at_machines(
+    cloud: Cloud, options: argparse.Namespace
+) -> tuple[list[Check], Offer, list[str], list[str]]:
+    """Account, bucket, quotas, zones and price."""
+    if not 1 <= options.num_nodes <= 64:
+        raise UserError(f"--num-nodes {options.num_nodes} is not from 1 to 64")
+    types = [word.strip() for word in options.instance_type.split(",") if word.strip()]
+    if not types:
+        raise UserError(f"--instance-type {options.instance_type!r} names no type, such as {DEFAULT_TYPE}")
+    if options.num_nodes > 1 and len(types) > 1:
+        raise UserError("several nodes have to be equal: give one --instance-type, or --num-nodes 1")
+    there = "is there" if cloud.bucket_exists() else "will be made"
+    checks = [
+        Check("account", "ok", f"account {cloud.account_id}, region {cloud.region}"),
+        Check("bucket", "ok", f"bucket {cloud.bucket} {there}"),
+    ]
+    for market in markets_of(options.capacity):
+        checks += [
+            check_quota(cloud.aws, t, options.num_nodes, market, vcpus_of(cloud.aws, t)) for t in types
+        ]
+    zones_check, zones = check_zones(cloud.aws, types)
+    offer = find_offer(types, options.capacity, cloud.region, ROOT_GIB, options.usd_per_hour, options.offline)
+    checks += [zones_check, Check("price", "ok", f"price {offer.words}")]
+    return checks, offer, zones, types
+
+
+def limits_of(options: argparse.Namespace, offer: Offer) -> Limits:
+    nodes = options.num_nodes
+    spot = (offer.expected_usd, offer.side_usd, nodes) if options.capacity == "spot" else None
+    return limit(options.max_usd, options.max_hours, offer.worst_usd * nodes, spot)
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
