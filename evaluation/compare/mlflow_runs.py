@@ -78,7 +78,7 @@ def read_mlflow_runs(reference: str, uri: str, scratch: Path) -> tuple[list[RunR
                 for run in all_runs(client, experiment.experiment_id, "")
                 if "val_top1" in run.data.metrics
             ]
-            found.sort(key=_best_top1, reverse=True)
+            found.sort(key=best_top1_of, reverse=True)
             runs = found[:MAX_RUNS]
             if not runs:
                 raise ValueError(f"experiment {name!r} of {shown} has no run that was validated")
@@ -94,7 +94,7 @@ def read_mlflow_runs(reference: str, uri: str, scratch: Path) -> tuple[list[RunR
     return records, left_out
 
 
-def _best_top1(run: Run) -> float:
+def best_top1_of(run: Run) -> float:
     metrics = run.data.metrics
     return float(metrics.get("best_top1", metrics["val_top1"]))
 
@@ -120,7 +120,7 @@ def _read_run(client: MlflowClient, run: Run, scratch: Path) -> RunRecord:
         rows = rows_of_histories(client, run_id, data.metrics)
     if run.info.status != "FINISHED":
         notes.append(f"MLflow says that it is {run.info.status}: its figures are those so far.")
-    folder = _run_folder(run)
+    folder = run_folder_on_disk(run)
     checkpoint = folder
     if folder is None:
         best = f"checkpoints/{BEST_NAME}"
@@ -198,7 +198,7 @@ def _summary_of(run: Run) -> dict[str, Any]:
     return metrics | {"stopped_because": None, "mlflow_run_id": run.info.run_id}
 
 
-def _run_folder(run: Run) -> Path | None:
+def run_folder_on_disk(run: Run) -> Path | None:
     """The run's folder with its checkpoint, where it is on this machine and says that it is this run's."""
     parent, name = run.data.params.get("run.folder"), str(run.info.run_name)
     if parent is None or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
