@@ -1,4 +1,4 @@
-"""Command line of serving: arguments only. Each command is a module of `serve/commands/`, imported when it is asked for.
+"""Command line of serving: arguments only. A command is a module of `serve/commands/`, imported when asked.
 
 python -m serve export runs/mine --format safetensors onnx --out exported/mine
 python -m serve predict runs/mine photos/ --top 3

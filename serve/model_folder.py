@@ -72,7 +72,7 @@ def load_source(path: Path, device: torch.device | None = None, manifest: Manife
     """A checkpoint file, a run folder (its best one) or an exported folder, on `device`, in fp32.
 
     Args:
-        manifest: of the data set it was trained on: how its images were made, and what its classes are called.
+        manifest: of the data set it was trained on: how its images were made, what its classes are called.
 
     Raises:
         ValueError: there is none of these, or it is damaged.
@@ -176,7 +176,7 @@ def _load_exported(folder: Path, device: torch.device) -> Source:
         raise ValueError(f"{path} does not fit the model of {folder / 'preprocessing.json'}") from None
     steps = info.preprocessing
     statistics = normalization_statistics("dataset", steps.mean, steps.std)
-    normalize = Normalize(*statistics, channels_last=section.channels_last)  # type: ignore[arg-type]
+    normalize = Normalize(*statistics, channels_last=section.channels_last)
     return Source(model.to(device).eval(), normalize.to(device), info, device)
 
 

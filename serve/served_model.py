@@ -1,4 +1,4 @@
-"""The network as it is served: normalisation, and the flip average where the recipe has one, are part of it."""
+"""The network as it is served: with normalisation, and the flip average where the recipe has one."""
 
 from __future__ import annotations
 

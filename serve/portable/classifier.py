@@ -16,8 +16,8 @@ from .predictions import Prediction, top_predictions
 class Classifier(ABC):
     """Bytes of image files → classes with probabilities.
 
-    `prepare` and `logits` are the two halves of `classify`, for those who prepare in many threads and compute in
-    batches; both may be called from several threads at once.
+    `prepare` and `logits` are the two halves of `classify`, for those who prepare in many threads and compute
+    in batches; both may be called from several threads at once.
 
     Attributes:
         info: preprocessing, class names, provenance.

@@ -1,11 +1,12 @@
 """Bytes of an image file → 8-bit RGB pixels, as the preparation of the training data makes them.
 
-The kind of a file is told by its magic bytes. CMYK, palette, grey and 16-bit images become 8-bit RGB, composed on
-white where there is transparency; of an animation, the first picture counts. EXIF orientation is ignored unless
-the training data were turned by it, too. An image larger than the cap of the training data is shrunk to it.
+The kind of a file is told by its magic bytes. CMYK, palette, grey and 16-bit images become 8-bit RGB,
+composed on white where there is transparency; of an animation, the first picture counts. EXIF orientation is
+ignored unless the training data were turned by it, too. An image larger than the cap of the training data is
+shrunk to it.
 
-Pillow decodes JPEGs here, in preparation it is libjpeg-turbo with stricter rules: a file whose data are damaged in
-the middle may be refused there and classified here.
+Pillow decodes JPEGs here, in preparation it is libjpeg-turbo with stricter rules: a file whose data are
+damaged in the middle may be refused there and classified here.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ class Limits:
 
     Attributes:
         max_bytes: of the file.
-        max_pixels: width × height, told by the header before anything is decoded; decoding takes up to 12 bytes
-            a pixel. Of a WebP, half as many: it is decoded with several canvases beside the picture.
+        max_pixels: width × height, told by the header before anything is decoded; decoding takes up to 12
+            bytes a pixel. Of a WebP, half as many: it is decoded with several canvases beside the picture.
         formats: accepted ones, told by magic bytes and never by a name.
     """
 

@@ -58,7 +58,7 @@ class ModelInfo:
         if name is None or not (folder / name).is_file():
             there = ", ".join(sorted(self.files)) or "none"
             raise ValueError(
-                f"{folder} holds no model as {form} (there is: {there}): export it with that format"
+                f"{folder} holds no {form} model (there is: {there}): export it with that format"
             )
         return folder / name
 
@@ -104,7 +104,7 @@ def load_info(folder: Path) -> ModelInfo:
     path = folder / INFO_NAME
     if not path.is_file():
         raise ValueError(
-            f"{folder} is no exported model: it has no {INFO_NAME} (make one: python -m serve export)"
+            f"{folder} has no {INFO_NAME}, so it is no exported model: python -m serve export makes one"
         )
     try:
         if path.stat().st_size > MAX_BYTES:

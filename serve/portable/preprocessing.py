@@ -1,4 +1,4 @@
-"""The validation preprocessing of a training: a centred square, resized by area. Normalisation is in the models.
+"""The validation preprocessing of a training: a centred square, resized by area; models normalise.
 
 image file → RGB, capped as the training data → centred square of `crop_ratio` × the shorter side
            → area interpolation to resolution × resolution → uint8, NHWC
@@ -24,7 +24,7 @@ class Preprocessing:
         resolution: side of the input, pixels.
         crop_ratio: side of the centred square, as a fraction of the image's shorter side.
         mean, std: of pixels in [0, 1], a channel each.
-        resolution_cap, cap_side: what the images of the training data were shrunk to, pixels; None: not at all.
+        resolution_cap, cap_side: what the training images were shrunk to, pixels; None: not at all.
         apply_exif: whether images are turned as their EXIF orientation says.
     """
 
@@ -60,7 +60,7 @@ class Preprocessing:
         return resize_area(pixels[top : top + side, left : left + side], self.resolution)
 
     def normalized(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """uint8 NHWC → float32 NCHW with zero mean and unit deviation, for models that want it so (timm's)."""
+        """uint8 NHWC → float32 NCHW of zero mean and unit deviation, for those who want it so (timm)."""
         mean = 255 * np.asarray(self.mean, np.float32)
         scale = 1 / (255 * np.asarray(self.std, np.float32))
         return np.ascontiguousarray(((images.astype(np.float32) - mean) * scale).transpose(0, 3, 1, 2))

@@ -1,8 +1,8 @@
-"""Area interpolation in NumPy: pixel for pixel what the training's reference loader makes (`train/data/resize.py`).
+"""Area interpolation in NumPy: pixel for pixel the training's reference loader (`train/data/resize.py`).
 
-Shrinking, a pixel of the result is the mean of the area it covers; if either side grows, both are interpolated
-linearly between neighbours, at OpenCV's coordinates. Each product is added with one rounding, as processors with
-FMA do it: in float64, where a product of two float32 is exact, and back.
+Shrinking, a pixel of the result is the mean of the area it covers; if either side grows, both are
+interpolated linearly between neighbours, at OpenCV's coordinates. Each product is added with one rounding, as
+processors with FMA do it: in float64, where a product of two float32 is exact, and back.
 """
 
 from __future__ import annotations

@@ -1,0 +1,169 @@
+"""`python -m serve export`: a checkpoint in the forms that others can use, each compared with it.
+
+python -m serve export runs/mine --format safetensors onnx --int8 --data data/intel --out exported/mine
+python -m serve export s3://bucket/runs/mine --format all --out exported/mine
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from data_prep.manifest import Manifest, load_manifest
+from data_prep.plain_json import read_json
+from data_prep.storage import is_s3, sha256_file, write_atomically
+from serve.classifier import TorchClassifier
+from serve.export.agreement import (
+    MIN_EQUAL,
+    Agreement,
+    CheckImages,
+    chosen_samples,
+    compare,
+    logits_of,
+    prepared,
+)
+from serve.export.card import write_card
+from serve.export.forms import write_form
+from serve.export.int8 import NUM_IMAGES, write_int8
+from serve.export.loaded import load_form
+from serve.export.timm_folder import timm_fault
+from serve.model_folder import EXPORT_NAME, FORM_FILES, Source, load_source, model_section
+from train.config import Recipe
+from train.data.staging import stage
+
+FORMATS = ("safetensors", "onnx", "torchscript", "pt2")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", help="a run folder (its best checkpoint), a checkpoint file, or s3://…/runs/NAME"
+    )
+    parser.add_argument("--format", nargs="+", choices=[*FORMATS, "all"], default=["safetensors", "onnx"])
+    parser.add_argument(
+        "--int8", action="store_true", help="ONNX in 8 bits, too, calibrated on training images"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--data", help="the prepared data set it was trained on: a folder or s3://…")
+    parser.add_argument(
+        "--check-images", type=int, default=2000, metavar="N", help="validation images to compare on; 0: all"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Export, compare, write the card; exit code 1 where a float form gives other answers."""
+    if options.check_images < 0:
+        raise ValueError(f"--check-images is {options.check_images}: it must be 0 (all) or more")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(options.source)
+        if is_s3(options.source):
+            from serve.download.from_s3 import bring
+
+            path = bring(options.source, Path(folder) / "run")
+        return _export(path, options)
+
+
+def _export(path: Path, options: argparse.Namespace) -> int:
+    source = load_source(path)
+    data = _data_folder(options.data, source.recipe, source)
+    if data is not None:
+        source = load_source(path, manifest=load_manifest(data))
+    if options.int8 and data is None:
+        raise ValueError("--int8 is calibrated on training images: name the prepared data set with --data")
+    out: Path = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    known = _known(out, source)
+    classifier = TorchClassifier(source)
+    check = _check_images(classifier, data, options.check_images)
+    reference = logits_of(classifier.logits, check.images, "checkpoint")
+    forms = [form for form in FORMATS if form in options.format or "all" in options.format]
+    if options.int8:
+        forms = [form for form in forms if form != "onnx"] + ["onnx", "int8"]
+    faults = []
+    for form in forms:
+        file = out / FORM_FILES[form]
+        partial = out / f".partial-{FORM_FILES[form]}"
+        try:
+            if form == "int8":
+                assert data is not None
+                ids, stored = chosen_samples(data, "train", NUM_IMAGES)
+                write_int8(out / FORM_FILES["onnx"], partial, prepared(stored, ids, classifier))
+            else:
+                write_form(form, source, partial)
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)
+        source = replace(source, info=replace(source.info, files={**source.info.files, form: file.name}))
+        source.info.save(out)
+        agreement = compare(reference, load_form(out, form, file), check, form)
+        known[form] = {
+            "file": file.name,
+            "bytes": file.stat().st_size,
+            "sha256": sha256_file(file),
+            **agreement.as_dict(),
+        }
+        print(_line(form, file, agreement))
+        if form != "int8" and agreement.equal_fraction < MIN_EQUAL:
+            faults.append(form)
+    write_atomically(out / EXPORT_NAME, (json.dumps({"forms": known}, indent=1) + "\n").encode())
+    fault = timm_fault(model_section(source.info, out))
+    write_card(out, source, known, fault)
+    if fault and "safetensors" in forms:
+        print(f"note: {fault}")
+    print(f"{out}: {', '.join(sorted(source.info.files.values()))}, preprocessing.json, README.md (its card)")
+    if faults:
+        raise RuntimeError(f"{', '.join(faults)} gives other answers than the checkpoint: do not use it")
+    return 0
+
+
+def _known(out: Path, source: Source) -> dict[str, dict[str, object]]:
+    """What an earlier export of the very same checkpoint to this folder has found; else nothing."""
+    try:
+        from serve.portable.model_info import load_info
+
+        before = load_info(out)
+        forms = read_json(out / EXPORT_NAME)["forms"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    if before.provenance.get("checkpoint_sha256") != source.info.provenance["checkpoint_sha256"]:
+        for name in FORM_FILES.values():
+            (out / name).unlink(missing_ok=True)  # of another checkpoint
+        return {}
+    kept = {form: file for form, file in before.files.items() if form in forms and (out / file).is_file()}
+    source.info.files.update(kept)
+    return {form: forms[form] for form in kept}
+
+
+def _data_folder(named: str | None, recipe: Recipe | None, source: Source) -> Path | None:
+    """The data set that was named, or else the recipe's, where it is on this machine and still the same."""
+    if named is not None and is_s3(named):
+        return stage(named, (recipe.data.stage_folder if recipe else Path("data/staged"))).folder
+    if named is not None:
+        return Path(named)
+    if recipe is None or is_s3(str(recipe.data.path)):
+        return None
+    try:
+        manifest: Manifest = load_manifest(Path(recipe.data.path))
+    except (ValueError, OSError):
+        return None
+    is_same = manifest.class_names == source.info.class_names
+    return Path(recipe.data.path) if is_same and "val" in manifest.splits else None
+
+
+def _check_images(classifier: TorchClassifier, data: Path | None, most: int) -> CheckImages:
+    if data is None:
+        return CheckImages.drawn(classifier.info.preprocessing.resolution)
+    return CheckImages.of_split(data, "val", classifier, most or None)
+
+
+def _line(form: str, file: Path, found: Agreement) -> str:
+    accuracy = ""
+    if found.top1 is not None and found.reference_top1 is not None:
+        accuracy = f", top-1 {found.top1:.2%} (checkpoint {found.reference_top1:.2%})"
+    return (
+        f"{file.name}: {file.stat().st_size / 1e6:.1f} MB, {found.equal_fraction:.2%} same answers and "
+        f"{found.same_top5_fraction:.2%} same top-5 on {found.images}, largest difference of a logit "
+        f"{found.max_logit_difference:.2g}{accuracy}"
+    )
