@@ -1,6 +1,8 @@
 # What an instance is told at its start: the files of infra/bootstrap, and whose it is.
 
 locals {
+  # The topic's, known before there is one, so that a plan already tells if all of this is too long.
+  topic_arn = "arn:${local.partition}:sns:${var.region}:${local.account_id}:${local.name}"
   bootstrap = "${path.module}/../../bootstrap"
 
   # Scripts have no dot in their names; units are called *.service and *.timer.
@@ -17,7 +19,7 @@ locals {
       groups      = values(local.group_names)
       group       = group
       market      = market
-      topic_arn   = aws_sns_topic.this.arn
+      topic_arn   = local.topic_arn
       code_key    = var.code_key
       code_sha256 = var.code_sha256
       deadline    = format("%d", var.deadline)

@@ -71,10 +71,10 @@ def _statements(resource: Resource) -> Iterator[dict[str, Any]]:
             principals = statement.get("principals") or []
             yield {
                 "Effect": statement.get("effect") or "Allow",
-                "Action": statement.get("actions") or [],
+                "Action": _listed(statement.get("actions")),
                 "NotAction": statement.get("not_actions") or [],
                 "NotResource": statement.get("not_resources") or [],
-                "Resource": statement.get("resources") or [],
+                "Resource": _listed(statement.get("resources")),
                 "Principal": [
                     name for principal in principals for name in principal.get("identifiers") or []
                 ],
@@ -98,7 +98,8 @@ def _statements(resource: Resource) -> Iterator[dict[str, Any]]:
 
 
 def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+    """Without what is not known before the apply."""
+    return [item for item in (value if isinstance(value, list) else [value]) if item is not None]
 
 
 def policies(resource: Resource) -> Iterator[str]:
