@@ -1,0 +1,122 @@
+"""MLflow's model registry: an exported folder as a version of a model that takes bytes of image files.
+
+Example:
+    >>> model = mlflow.pyfunc.load_model("models:/scenes@best")
+    >>> model.predict(pandas.DataFrame({"image": [Path("photo.jpg").read_bytes()]}))["name"]
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from pathlib import Path
+from typing import Any
+
+from serve import portable
+from serve.portable.model_info import load_info
+from train.config.credentials import without_credentials
+from train.tracking.mlflow_client import first_line, open_client, open_experiment
+
+DIGEST_TAG = "checkpoint_sha256"
+PACKAGES = ("numpy", "pillow", "onnxruntime", "pandas")
+MODEL_FILE = Path(__file__).with_name("pyfunc_model.py")
+
+
+def register(
+    folder: Path,
+    name: str,
+    alias: str | None,
+    uri: str,
+    experiment: str,
+    runs_folder: Path,
+    run_id: str | None,
+) -> int:
+    """Make a version of the registered model `name` of an exported folder with ONNX; its number.
+
+    A checkpoint that has a version already gets no second one. The alias moves only where it is named.
+
+    Args:
+        run_id: the MLflow run it belongs to; None, or one that the server does not know: a run of its own.
+
+    Raises:
+        RuntimeError: MLflow refuses, or cannot be reached.
+    """
+    client = open_client(uri)
+    try:
+        digest = str(load_info(folder).provenance.get(DIGEST_TAG))
+        version = _known_version(client, name, digest)
+        if version is None:
+            version = _log(client, folder, name, uri, experiment, runs_folder, run_id)
+            client.set_model_version_tag(name, str(version), DIGEST_TAG, digest)
+        if alias is not None:
+            client.set_registered_model_alias(name, alias, str(version))
+    except Exception as error:  # MLflow raises all kinds
+        shown = without_credentials(uri)
+        raise RuntimeError(f"MLflow at {shown} did not register it ({first_line(error, uri)})") from None
+    return version
+
+
+def _known_version(client: Any, name: str, digest: str) -> int | None:
+    quoted = name.replace("'", "")
+    versions = client.search_model_versions(f"name = '{quoted}'")
+    known = [int(version.version) for version in versions if version.tags.get(DIGEST_TAG) == digest]
+    return max(known, default=None)
+
+
+def _log(
+    client: Any, folder: Path, name: str, uri: str, experiment: str, runs_folder: Path, run_id: str | None
+) -> int:
+    import mlflow
+
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    try:
+        with mlflow.start_run(
+            run_id=run_id if run_id and _knows(client, run_id) else None,
+            experiment_id=None
+            if run_id and _knows(client, run_id)
+            else open_experiment(client, experiment, uri, runs_folder),
+            run_name=None if run_id else f"register {name}",
+        ):
+            logged = mlflow.pyfunc.log_model(
+                name="classifier",
+                python_model=str(MODEL_FILE),
+                artifacts={"model": str(folder)},
+                code_paths=[str(Path(portable.__file__).parent)],
+                signature=_signature(),
+                pip_requirements=[f"{package}=={importlib.metadata.version(package)}" for package in PACKAGES]
+                + [f"mlflow=={mlflow.__version__}"],
+                registered_model_name=name,
+            )
+    finally:
+        mlflow.set_tracking_uri(before[0])
+        mlflow.set_registry_uri(before[1])
+    return int(logged.registered_model_version)
+
+
+def _knows(client: Any, run_id: str) -> bool:
+    try:
+        return client.get_run(run_id).info.lifecycle_stage == "active"
+    except Exception:  # of another server
+        return False
+
+
+def _signature() -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array
+
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.binary, "image")]),
+        outputs=Schema(
+            [
+                ColSpec(DataType.string, "name"),
+                ColSpec(DataType.double, "probability"),
+                ColSpec(Array(DataType.string), "names"),
+                ColSpec(Array(DataType.double), "probabilities"),
+                ColSpec(DataType.string, "error"),
+            ]
+        ),
+    )
