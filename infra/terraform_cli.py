@@ -94,6 +94,7 @@ class Terraform:
         self._copy_module()
         self.take_variables(variables)
         self._init()
+        self._keep_buckets()
         self._run("apply", "-auto-approve", f"-parallelism={PARALLELISM}", *self._files())
 
     def destroy(self) -> None:
@@ -185,11 +186,29 @@ class Terraform:
             "-json",
         ]
 
+    def _keep_buckets(self) -> None:
+        """A bucket whose making was interrupted is marked for replacement; it is whole, and may be full."""
+        for resource in self._state().get("resources", ()):
+            marked = any(instance.get("status") == "tainted" for instance in resource.get("instances", ()))
+            if resource.get("type") == "aws_s3_bucket" and marked:
+                address = f"aws_s3_bucket.{resource['name']}"
+                self._plain("untaint", f"-state={self.state_path}", address)
+
     def _init(self) -> None:
         words = ["init", "-input=false", "-no-color"]
         if mirror := os.environ.get("TF_PLUGIN_MIRROR"):
             words.append(f"-plugin-dir={mirror}")
         check_version()
+        done = self._plain(*words)
+        if done.returncode:
+            reason = plain_error(done.stderr)
+            raise TerraformFailed(
+                f"terraform init failed ({reason}): check the network, or set TF_PLUGIN_MIRROR to a folder "
+                f"of providers; all of it is in {self.log}"
+            )
+
+    def _plain(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """A short command; what it says goes into the log."""
         done = subprocess.run(
             [binary(), f"-chdir={self._module_folder}", *words],
             env=self._environment,
@@ -198,13 +217,10 @@ class Terraform:
             text=True,
             check=False,
         )
-        self._note(done.stdout + done.stderr)
-        if done.returncode:
-            reason = plain_error(done.stderr)
-            raise TerraformFailed(
-                f"terraform init failed ({reason}): check the network, or set TF_PLUGIN_MIRROR to a folder "
-                f"of providers; all of it is in {self.log}"
-            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.log.open("a", encoding="utf-8") as log:
+            log.write(done.stdout + done.stderr)
+        return done
 
     def _run(self, command: str, *words: str) -> None:
         """Stream its JSON lines into the log; a Ctrl-C is passed on once, and its end is waited for."""
@@ -262,8 +278,3 @@ class Terraform:
             if done:
                 address = hook.get("resource", {}).get("addr", "")
                 self._say(f"  {done} {address} ({hook.get('elapsed_seconds', 0):.0f} s)")
-
-    def _note(self, text: str) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self.log.open("a", encoding="utf-8") as log:
-            log.write(text)

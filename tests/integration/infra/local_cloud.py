@@ -157,7 +157,7 @@ class Instance(Sandbox):
             cloud.bucket,
             "0" * 64,
             instance=instance,
-            wait_scale=0.2,
+            wait_scale=0.4,
             environment={"STUB_PERFORM": "s3 s3api autoscaling", **environment},
         )
 

@@ -15,7 +15,7 @@ import pytest
 from data_prep.manifest import Manifest
 from data_prep.storage import open_folder
 from infra.deployment import StateFolder
-from infra.layout import Job, Keys, read_record
+from infra.layout import End, Job, Keys, read_record
 from tests.integration.infra.local_cloud import BUCKET, UP, Instance, LocalCloud, local_cloud
 
 NAME, GROUP = "mine", "sprint-mine-on-demand"
@@ -65,7 +65,7 @@ def test_ctrl_c_says_what_exists_and_the_same_command_goes_on(
     process = empty.start(*words)
     assert process.stdout is not None and process.stderr is not None
     for line in process.stdout:
-        if "made" in line:
+        if line.startswith("  made "):
             break
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=200)
@@ -100,6 +100,28 @@ def test_a_second_up_has_nothing_to_do_or_is_refused(
         assert "another up, down or prepare of mine is at work" in up(empty, prepared_tars[0], code=1).err
     with open_folder(f"s3://{BUCKET}/{Keys(NAME).job_folder}").lock():
         assert "another machine changes mine" in up(empty, prepared_tars[0], code=1).err
+
+
+def test_after_an_end_up_starts_again_unless_it_is_finished(
+    empty: LocalCloud, prepared_tars: tuple[Path, Manifest]
+) -> None:
+    scaling, keys, bucket = empty.client("autoscaling"), Keys(NAME), empty.bucket
+    before = StateFolder(empty.state).load(NAME)
+    assert before is not None
+    bucket.put(keys.end, End(status="finished", reason="16 of 16 epochs", time=1.0).to_json())
+    assert f"python -m infra pull {NAME}" in up(empty, prepared_tars[0]).out
+    bucket.put(keys.end, End(status="stopped", reason="budget.max_usd=5 is spent", time=1.0).to_json())
+    # As an instance leaves it.
+    scaling.suspend_processes(AutoScalingGroupName=GROUP, ScalingProcesses=["Launch", "AlarmNotification"])
+    scaling.set_desired_capacity(AutoScalingGroupName=GROUP, DesiredCapacity=0)
+    assert f"{NAME}: stopped (budget.max_usd=5 is spent" in empty.run("status").out
+    facts = up(empty, prepared_tars[0], "--max-usd", "7", "--json").facts
+    group = empty.group(GROUP)
+    assert group["DesiredCapacity"] == 1 and len(group["Instances"]) == 1
+    suspended = {process["ProcessName"] for process in group["SuspendedProcesses"]}
+    assert not suspended & {"Launch", "AlarmNotification"}
+    assert keys.end not in bucket.files(), "new instances would end at once"
+    assert facts["max_usd"] == 7 and facts["deadline"] > before.deadline
 
 
 def test_a_preparation_writes_its_data_set_and_ends(

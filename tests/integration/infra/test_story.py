@@ -31,8 +31,9 @@ RECIPE = (
     "validation.batch_size=16",
     "run.preflight=false",
     "data.loader=reference",
+    "data.num_workers=0",
 )
-PATIENCE = 400.0  # seconds; other tests may take most of the machine
+PATIENCE = 900.0  # seconds; other tests may take most of the machine
 OPTIONS = ("--name", NAME, "--ranks-per-node", "1", "--capacity", "spot", "--offline")
 
 

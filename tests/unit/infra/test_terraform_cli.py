@@ -26,6 +26,8 @@ with (here / "calls").open("a") as file:
 if words[:1] == ["version"]:
     print(json.dumps({"terraform_version": os.environ.get("STAND_IN_VERSION", "1.11.4")}))
     sys.exit()
+if "untaint" in words:
+    sys.exit()
 if "init" in words:
     if (here / "no-network").exists():
         red, plain = "\x1b[31m", "\x1b[0m"
@@ -89,6 +91,17 @@ def test_apply_runs_a_copy_of_the_module_beside_its_state(stand_in: Path, tmp_pa
     assert terraform.outputs() == {"bucket": "b"}
     assert terraform.resources() == ["aws_vpc.one", "aws_vpc.two"]
     assert "apply_complete" in terraform.log.read_text()
+
+
+def test_a_bucket_is_never_replaced_for_an_interruption(stand_in: Path, tmp_path: Path) -> None:
+    terraform = Terraform("base", tmp_path / "base")
+    half = {"mode": "managed", "name": "this", "instances": [{"status": "tainted"}]}
+    resources = [{**half, "type": "aws_s3_bucket"}, {**half, "type": "aws_vpc"}]
+    terraform.folder.mkdir()
+    terraform.state_path.write_text(json.dumps({"serial": 1, "lineage": "a", "resources": resources}))
+    terraform.apply({})
+    untainted = [call["words"][-1] for call in calls(stand_in) if "untaint" in call["words"]]
+    assert untainted == ["aws_s3_bucket.this"]
 
 
 def test_a_fault_is_one_sentence_and_names_the_log(stand_in: Path, tmp_path: Path) -> None:
