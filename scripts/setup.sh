@@ -6,7 +6,8 @@
 #   EXTRAS=node scripts/setup.sh       # on an instance: what training needs, without the tests' packages
 #
 # Without FFCV everything works on the reference loader, so its build may fail; SKIP_FFCV=1 leaves it out.
-# PostgreSQL, checkov and cloud-init are for tests only; SKIP_POSTGRES=1 and SKIP_INFRA_CHECKS=1 leave them out.
+# PostgreSQL, Chromium, checkov and cloud-init are for tests only; SKIP_POSTGRES=1, SKIP_BROWSER=1 and
+# SKIP_INFRA_CHECKS=1 leave them out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -97,6 +98,16 @@ if [ ! -e "$POSTGRES_STAMP" ] && [ -z "${SKIP_POSTGRES:-}" ]; then
     touch "$POSTGRES_STAMP"  # asked once a version
     say "tests on PostgreSQL will be skipped"
   fi
+fi
+
+# The tests of web pages look at them in a browser.
+BROWSER_STAMP="$VENV/.browser-$WANTED"
+if [ "${EXTRAS:-dev}" = dev ] && [ ! -e "$BROWSER_STAMP" ] && [ -z "${SKIP_BROWSER:-}" ]; then
+  if ! { command -v chromium && command -v chromedriver; } >/dev/null 2>&1 \
+    && ! install_packages "tests in a browser" chromium chromium-driver; then
+    say "tests in a browser will be skipped"
+  fi
+  touch "$BROWSER_STAMP"  # asked once a version
 fi
 
 # Terraform, where there is none: python -m infra needs it. A binary in the environment, no root; an instance has no use

@@ -13,10 +13,11 @@ from data_prep.storage import is_s3
 from evaluation.compare.runs import read_recipe, read_summary
 from evaluation.explain.grad_cam import choose_layer, grad_cam
 from evaluation.metrics import finite_number
-from serve.classifier import TorchClassifier, open_classifier
+from serve.classifier import TorchClassifier
 from serve.model_folder import SAFETENSORS_NAME, is_exported, run_folder_of
 from serve.page.facts import facts_of
 from serve.page.models import ShownModel
+from serve.page.onnx_model import open_onnx
 from serve.portable.limits import Limits
 from train.config import Recipe
 from train.run_folder import RECIPE_NAME, SUMMARY_NAME
@@ -48,8 +49,7 @@ def open_shown(path: Path, limits: Limits) -> ShownModel:
         ValueError: there is no model, or it is damaged.
     """
     if is_exported(path) and not (path / SAFETENSORS_NAME).is_file():
-        classifier = open_classifier(path, limits)
-        return ShownModel(classifier, None, facts_of(classifier.info, ("Computed by", "ONNX Runtime")))
+        return open_onnx(path, limits)
     explaining = ExplainingClassifier(path, limits, manifest=manifest_of(path))
     extra = [("Computed by", "PyTorch")]
     if top1 := top1_of(path):

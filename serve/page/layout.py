@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import serve.page  # noqa: F401  # before Gradio, which reads what it sets
 
@@ -42,9 +43,13 @@ class PageText:
 
 def _photo(**options: Any) -> gr.Image:
     """An image that comes as the path of the uploaded file: Gradio would turn, convert or refuse it."""
+
+    def read(payload: Any) -> Any:
+        return None if payload is None else payload.path
+
     photo = gr.Image(type="filepath", **options)
     # Not a subclass: Gradio writes a .pyi beside the file of each one.
-    photo.preprocess = lambda payload: payload and payload.path  # type: ignore[method-assign]
+    photo.preprocess = read  # type: ignore[method-assign]
     return photo
 
 
@@ -202,7 +207,7 @@ def _programs(page: gr.Blocks, shelf: Shelf, model: gr.Dropdown, photo: gr.Image
     python = gr.Code(language="python", label="Python", interactive=False, elem_id="python")
 
     def snippets(name: str, request: gr.Request) -> tuple[str, str]:
-        url = str(request.request.base_url).rstrip("/").removesuffix("/gradio_api")
+        url = _address(request)
         return curl_snippet(url, name), python_snippet(url, name)
 
     for event in (page.load, model.change):
@@ -219,6 +224,15 @@ def _programs(page: gr.Blocks, shelf: Shelf, model: gr.Dropdown, photo: gr.Image
 
     # Nobody presses it: it is what programs call.
     gr.Button(visible=False).click(classify, [photo, model], gr.JSON(visible=False), api_name="classify")
+
+
+def _address(request: gr.Request) -> str:
+    """Of the page, as the visitor's browser names it; behind a proxy, too."""
+    headers: Any = request.headers
+    path = urlsplit(headers.get("referer", "")).path.rstrip("/")  # of a page that is not at the root
+    scheme = headers.get("x-forwarded-proto", urlsplit(str(request.url)).scheme).split(",")[0].strip()
+    host = headers.get("x-forwarded-host", headers.get("host", "localhost"))
+    return f"{scheme}://{host}{path}"
 
 
 def _facts(shelf: Shelf, name: str) -> str:

@@ -56,7 +56,8 @@ class OnnxClassifier(Classifier):
         side, classes = self.info.preprocessing.resolution, len(self.info.class_names)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         fits = (
-            len(inputs) == len(outputs) == 1
+            len(inputs) == 1
+            and len(outputs) in (1, 2)  # a Space's model has a map of each class, too
             and inputs[0].type == "tensor(uint8)"
             and list(inputs[0].shape[1:]) == [side, side, 3]
             and list(outputs[0].shape[1:]) == [classes]
@@ -65,7 +66,7 @@ class OnnxClassifier(Classifier):
             raise ValueError(
                 f"{self.path} does not fit the {self.path.parent.name}/preprocessing.json beside it"
             )
-        self._input_name = inputs[0].name
+        self._input_name, self._logits_name = inputs[0].name, outputs[0].name
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return self._session.run(None, {self._input_name: np.ascontiguousarray(images)})[0]
+        return self._session.run([self._logits_name], {self._input_name: np.ascontiguousarray(images)})[0]
