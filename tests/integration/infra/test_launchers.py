@@ -216,7 +216,8 @@ def test_skypilots_script_acts_on_the_status(sky: dict[str, Any], tmp_path: Path
 
     code, calls = run(STATUS="finished")
     assert code == 0 and len(calls) == 2 and "checkpoint.mirror=s3://my-bucket/runs" in calls[1]
-    assert run(STATUS="failed")[0] == 1
+    code, calls = run(STATUS="failed")
+    assert code == 1 and len(calls) == 2, "nothing is tried again"
     code, calls = run(CODE="1")
     assert code == 1 and len(calls) == 1 + 3, "a check, and three starts that died"
     code, calls = run(STATUS="restart")

@@ -35,7 +35,7 @@ def test_records_survive_json_and_leave_later_keys_aside() -> None:
         JOB.to_json().replace(b'"mine"', b'"../other"'),
         JOB.to_json().replace(b'"num_nodes": 1', b'"num_nodes": 0'),
         JOB.to_json().replace(b'"gpu"', b"0"),
-        b" " * MAX_RECORD_BYTES + b"{}",
+        JOB.to_json() + b" " * MAX_RECORD_BYTES,
     ],
 )
 def test_what_is_no_job_is_refused_in_a_sentence(content: bytes) -> None:
