@@ -10,7 +10,8 @@ from data_prep.plain_json import read_json
 from data_prep.storage import write_atomically
 from serve.model_folder import CARD_NAME, FORM_FILES, Source
 from train.config import Recipe
-from train.run_folder import SUMMARY_NAME
+from train.run_folder import METRICS_NAME, SUMMARY_NAME
+from train.tracking.metrics_file import read_metrics
 
 MAX_LISTED_CLASSES = 50
 
@@ -24,7 +25,7 @@ def write_card(
         forms: form → what `agreement` found of it, with its file and bytes.
         timm_fault: why timm cannot load it; None where it can.
     """
-    summary = _json(source.run_folder, SUMMARY_NAME)
+    summary = _json(source.run_folder, SUMMARY_NAME) or _from_rows(source.run_folder)
     report = _json(source.run_folder, "report/report.json")
     has_timm = "safetensors" in source.info.files and timm_fault is None
     sections = [
@@ -220,6 +221,23 @@ def _json(folder: Path | None, name: str) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _from_rows(folder: Path | None) -> dict[str, Any]:
+    """What metrics.jsonl tells of a run without a summary: not finished, or from its mirror."""
+    if folder is None or not (folder / METRICS_NAME).is_file():
+        return {}
+    rows = [row for row in read_metrics(folder / METRICS_NAME) if isinstance(row.get("top1"), float)]
+    if not rows:
+        return {}
+    best = max(rows, key=lambda row: row["top1"])
+    last = rows[-1]
+    return {
+        "final_top1": last["top1"],
+        "best_top1": best["top1"],
+        "best_epoch": best.get("epoch"),
+        "epochs": last.get("epoch"),
+    }
 
 
 def _percent(value: float | None) -> str:

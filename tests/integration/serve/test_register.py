@@ -1,0 +1,57 @@
+"""`python -m serve register`: a model that MLflow runs on raw bytes, and an alias that moves when asked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_prep.manifest import Manifest
+from evaluation.stored_images import StoredImages
+from serve.__main__ import main
+from serve.classifier import TorchClassifier
+from tests.unit.serve.trained_run import TIMM, build_run
+from train.tracking.mlflow_client import open_client
+
+# In a process and a folder of its own, without this project on its path.
+CLIENT = """
+import sys, mlflow, pandas
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/scenes@best")
+answer = model.predict(pandas.DataFrame({"image": [open(sys.argv[2], "rb").read(), b"no image"]}))
+print(answer["name"][0], answer["probability"][0], len(answer["names"][0]), answer["error"][1], sep="|")
+assert "torch" not in sys.modules and "serve" not in sys.modules
+"""
+
+
+def test_a_registered_run_answers_raw_bytes_and_the_alias_moves_only_by_request(
+    prepared: tuple[Path, Manifest], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = build_run(tmp_path / "runs" / "small", prepared[0], TIMM)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    words = ["--name", "scenes", "--tracking-uri", uri]
+    assert main(["register", str(run), *words, "--alias", "best"]) == 0
+    assert "models:/scenes@best" in capsys.readouterr().out
+    stored = StoredImages(prepared[0], "val")
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(stored.jpeg(20))
+    wanted = TorchClassifier(run).classify([photo.read_bytes()])[0]
+    answer = subprocess.run(
+        [sys.executable, "-c", CLIENT, uri, str(photo)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert answer.returncode == 0, answer.stderr
+    name, probability, num_names, error = answer.stdout.strip().split("|")
+    assert name == wanted.names[0] and int(num_names) == 4
+    assert float(probability) == pytest.approx(wanted.probabilities[0], abs=1e-4)
+    assert "not an image" in error
+    assert not list((tmp_path / "runs").rglob("*.pkl"))
+
+    client = open_client(uri)
+    other = build_run(tmp_path / "runs" / "other", prepared[0], TIMM, steps=2)
+    assert main(["register", str(other), *words]) == 0
+    assert int(client.get_model_version_by_alias("scenes", "best").version) == 1
+    assert main(["register", str(other), *words, "--alias", "best"]) == 0  # the same checkpoint: no third one
+    assert int(client.get_model_version_by_alias("scenes", "best").version) == 2
+    assert len(client.search_model_versions("name = 'scenes'")) == 2

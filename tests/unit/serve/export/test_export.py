@@ -1,0 +1,156 @@
+"""`python -m serve export`: every form answers as the checkpoint does, and the folder says what it holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from data_prep.manifest import Manifest
+from evaluation.stored_images import StoredImages
+from serve.__main__ import main
+from serve.classifier import OnnxClassifier, TorchClassifier, open_classifier
+from serve.export.timm_folder import timm_fault
+from serve.model_folder import load_source
+from serve.portable.model_info import load_info
+from train.config import HeadSection, ModelSection
+
+FORMS = ("safetensors", "onnx", "torchscript", "pt2", "int8")
+
+
+def export(run: Path, out: Path, data: Path, *options: str) -> Path:
+    words = ["export", str(run), "--data", str(data), "--out", str(out), "--check-images", "0", *options]
+    assert main(words) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def exported(
+    timm_run: Path, prepared: tuple[Path, Manifest], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    out = tmp_path_factory.mktemp("exported") / "small"
+    return export(timm_run, out, prepared[0], "--format", "all", "--int8")
+
+
+@pytest.fixture(scope="module")
+def own_exported(
+    own_run: Path, prepared: tuple[Path, Manifest], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    out = tmp_path_factory.mktemp("exported") / "own"
+    return export(own_run, out, prepared[0], "--format", "safetensors", "onnx")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_answers_as_the_checkpoint(exported: Path, form: str) -> None:
+    found = json.loads((exported / "export.json").read_text())["forms"][form]
+    assert found["num_images"] == 43 and "all 43 val images" in found["images"]
+    assert found["reference_top1"] > 0.5  # it has learned something: equal answers mean something
+    if form == "int8":
+        assert found["equal_fraction"] >= 0.9
+        assert 0 < found["bytes"] < 0.6 * (exported / "model.onnx").stat().st_size
+    else:
+        assert found["equal_fraction"] == 1 and found["same_top5_fraction"] == 1
+        assert found["max_logit_difference"] < 1e-3
+        assert found["top1"] == found["reference_top1"]
+
+
+def test_flip_averaging_is_part_of_the_model(own_exported: Path, own_run: Path) -> None:
+    found = json.loads((own_exported / "export.json").read_text())["forms"]["onnx"]
+    assert found["equal_fraction"] == 1 and found["max_logit_difference"] < 1e-3
+    classifier = OnnxClassifier(own_exported)
+    image = np.random.default_rng(0).integers(0, 256, (1, 48, 48, 3), dtype=np.uint8)
+    mirrored = np.ascontiguousarray(image[:, :, ::-1])
+    assert np.allclose(classifier.logits(image), classifier.logits(mirrored), atol=1e-4)
+
+
+def test_timm_loads_the_folder_with_equal_logits(exported: Path, timm_run: Path) -> None:
+    model = timm.create_model(f"local-dir:{exported}", pretrained=True).eval()
+    reference = load_source(timm_run)
+    images = torch.randn(3, 3, 48, 48)
+    with torch.inference_mode():
+        assert torch.equal(model(images), reference.model(images))
+    assert model.pretrained_cfg["input_size"] == (3, 48, 48)
+    assert model.pretrained_cfg["crop_pct"] == 0.875
+
+
+def test_a_network_that_timm_lacks_is_loaded_by_serve_and_the_card_says_so(
+    own_exported: Path, own_run: Path, prepared: tuple[Path, Manifest]
+) -> None:
+    assert not (own_exported / "config.json").exists()
+    assert "timm cannot build it" in (own_exported / "README.md").read_text()
+    photo = StoredImages(prepared[0], "val").jpeg(3)
+    answers = [
+        open_classifier(own_exported, form="safetensors").classify([photo])[0],
+        TorchClassifier(own_run).classify([photo])[0],
+        open_classifier(own_exported).classify([photo])[0],
+    ]
+    assert len({answer.names for answer in answers}) == 1
+    assert np.ptp([answer.probabilities[0] for answer in answers]) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        (ModelSection(name="resnet18", blurpool=True), "BlurPool"),
+        (ModelSection(name="resnet18", activation="leaky_relu"), "leaky_relu"),
+        (ModelSection(name="resnet18", head=HeadSection(hidden=(8,))), "head"),
+        (ModelSection(library="torchvision", name="resnet18"), "torchvision"),
+        (ModelSection(library="own", name="residual_cnn"), "own network"),
+    ],
+)
+def test_what_timm_cannot_build_is_said_in_a_sentence(section: ModelSection, words: str) -> None:
+    assert words in (timm_fault(section) or "")
+    assert timm_fault(ModelSection(name="resnet18", dropout=0.1)) is None
+
+
+def test_the_card_tells_of_data_recipe_figures_cost_and_limits(exported: Path) -> None:
+    card = (exported / "README.md").read_text()
+    for heading in ("How to use it", "Preprocessing", "Recipe", "Figures", "Cost", "Limits"):
+        assert f"## {heading}" in card
+    assert "class_0, class_1, class_2, class_3" in card and "75.00%" in card and "$0.05" in card
+    assert "8 bits cost" in card and "adamw, peak rate 0.003" in card
+
+
+def test_a_batch_of_any_size_gives_the_same_answers(exported: Path) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (7, 48, 48, 3), dtype=np.uint8)
+    classifier = OnnxClassifier(exported, num_threads=1)
+    alone = np.concatenate([classifier.logits(images[n : n + 1]) for n in range(7)])
+    assert np.allclose(classifier.logits(images), alone, atol=1e-4)
+
+
+def test_a_second_format_joins_the_first_and_another_checkpoint_replaces_it(
+    timm_run: Path, own_run: Path, prepared: tuple[Path, Manifest], tmp_path: Path
+) -> None:
+    export(timm_run, tmp_path, prepared[0], "--format", "safetensors")
+    export(timm_run, tmp_path, prepared[0], "--format", "onnx")
+    assert set(load_info(tmp_path).files) == {"safetensors", "onnx"}
+    export(own_run, tmp_path, prepared[0], "--format", "safetensors")
+    assert set(load_info(tmp_path).files) == {"safetensors"}
+    assert not (tmp_path / "model.onnx").exists() and not (tmp_path / "config.json").exists()
+
+
+def test_faults_are_one_sentence(
+    timm_run: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "out")]
+    assert main(["export", str(tmp_path / "none"), *out]) == 1
+    assert "does not exist" in capsys.readouterr().err
+    (tmp_path / "preprocessing.json").write_text('{"format_version": 1, "resolution": "large"}')
+    with pytest.raises(ValueError, match=r"damaged \(it lacks 'resolution_cap'\)"):
+        load_info(tmp_path)
+    info = json.loads((exported / "preprocessing.json").read_text())
+    for key, value in (("files", {"onnx": "../x.onnx"}), ("mean", [0, 1]), ("std", [0, 1, 1])):
+        (tmp_path / "preprocessing.json").write_text(json.dumps(info | {key: value}))
+        with pytest.raises(ValueError, match="damaged"):
+            load_info(tmp_path)
+    (tmp_path / "preprocessing.json").write_text(json.dumps(info | {"resolution": 64}))
+    (tmp_path / "model.onnx").write_bytes((exported / "model.onnx").read_bytes())
+    with pytest.raises(ValueError, match="does not fit"):
+        OnnxClassifier(tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(ValueError, match="onnxruntime cannot read"):
+        OnnxClassifier(tmp_path)
