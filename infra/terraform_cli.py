@@ -18,12 +18,10 @@ Example:
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -34,6 +32,7 @@ from data_prep.storage import write_atomically
 from infra.errors import UserError
 from infra.terraform_setup import (
     SOURCE,
+    Interrupts,
     binary,
     check_version,
     environment_of,
@@ -223,7 +222,7 @@ class Terraform:
         return done
 
     def _run(self, command: str, *words: str) -> None:
-        """Stream its JSON lines into the log; a Ctrl-C is passed on once, and its end is waited for."""
+        """Stream its JSON lines into the log; a Ctrl-C is acted on when it has ended (see `Interrupts`)."""
         began = time.monotonic()
         process = subprocess.Popen(
             [binary(), f"-chdir={self._module_folder}", command, *words],
@@ -232,27 +231,17 @@ class Terraform:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,  # Ctrl-C comes from us, once: a second one would lose its state
+            start_new_session=True,  # the terminal's Ctrl-C does not reach it
         )
         assert process.stdout is not None
         faults: list[str] = []
-        interrupted = False
-        with self.log.open("a", encoding="utf-8") as log:
-            while True:
-                try:
-                    for line in process.stdout:
-                        log.write(line)
-                        log.flush()
-                        self._understand(line, faults)
-                    code = process.wait()
-                    break
-                except KeyboardInterrupt:
-                    if not interrupted:
-                        self._say("stopping: Terraform finishes what it has begun, and saves its state")
-                        with contextlib.suppress(ProcessLookupError):
-                            os.kill(process.pid, signal.SIGINT)
-                    interrupted = True
-        if interrupted:
+        with Interrupts(process) as interrupts, self.log.open("a", encoding="utf-8") as log:
+            for line in process.stdout:
+                log.write(line)
+                log.flush()
+                self._understand(line, faults)
+            code = process.wait()
+        if interrupts.count:
             raise KeyboardInterrupt
         if code:
             raise TerraformFailed(failure(command, self.module, faults, self.log))

@@ -7,9 +7,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 from infra.errors import UserError
 
@@ -103,3 +106,39 @@ def plain_error(text: str) -> str:
     lines = [re.sub(r"[│╷╵]", "", re.sub(r"\x1b\[[0-9;]*m", "", line)).strip() for line in text.splitlines()]
     errors = [line.removeprefix("Error:").strip() for line in lines if line.startswith("Error:")]
     return (errors or [line for line in lines if line] or ["it said nothing"])[0][:200]
+
+
+class Interrupts:
+    """Ctrl-C while Terraform works.
+
+    Cut off in the middle of a request, its provider forgets what AWS has made, and the next apply meets that
+    as a stranger. So the first Ctrl-C only ends what comes after Terraform; the second lets it give up what
+    it waits for; more are not passed on, since they would lose its state.
+    """
+
+    WORDS = (
+        b"\nstopping when Terraform has ended (a minute or two), so that nothing is left half made; "
+        b"Ctrl-C again stops it where it stands\n",
+        b"\nTerraform gives up what it waits for, and saves its state\n",
+    )
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process, self.count = process, 0
+        self._former: Any = None
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            self._former = signal.signal(signal.SIGINT, self._on_interrupt)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._former is not None:
+            signal.signal(signal.SIGINT, self._former)
+
+    def _on_interrupt(self, number: int, frame: object) -> None:
+        self.count += 1
+        if self.count <= len(self.WORDS):
+            os.write(2, self.WORDS[self.count - 1])  # a print might be interrupted in a print
+        if self.count == 2:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGINT)

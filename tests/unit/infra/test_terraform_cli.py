@@ -55,7 +55,9 @@ if (here / "slow").exists():
         sys.exit(1)
     signal.signal(signal.SIGINT, stop)
     (here / "ready").touch()
-    time.sleep(60)
+    until = time.time() + 60
+    while (here / "slow").exists() and time.time() < until:
+        time.sleep(0.05)
 save(3, [] if "destroy" in words else ["one", "two"])
 hook = {"action": "create", "elapsed_seconds": 2, "resource": {"addr": "aws_vpc.this"}}
 print(json.dumps({"@level": "info", "type": "apply_complete", "hook": hook}))
@@ -145,11 +147,13 @@ def test_the_users_settings_do_not_lead_it_astray(
     assert not {"TF_CLI_CONFIG_FILE", "TF_CLI_ARGS_apply", "TF_VAR_region"} & set(apply["env"])
 
 
-def test_ctrl_c_is_passed_on_once_and_the_state_is_saved(stand_in: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_waits_for_the_end_and_twice_for_the_state(stand_in: Path, tmp_path: Path, times: int) -> None:
     (stand_in / "slow").touch()
     code = (
         "from pathlib import Path\nfrom infra.terraform_cli import Terraform\n"
-        f"Terraform('base', Path({str(tmp_path / 'base')!r}), print).apply({{}})\n"
+        f"say = lambda line: print(line, flush=True)\n"
+        f"Terraform('base', Path({str(tmp_path / 'base')!r}), say).apply({{}})\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -159,10 +163,18 @@ def test_ctrl_c_is_passed_on_once_and_the_state_is_saved(stand_in: Path, tmp_pat
         assert time.monotonic() < until and process.poll() is None
         time.sleep(0.05)
     process.send_signal(2)
-    out, err = process.communicate(timeout=60)
-    assert "KeyboardInterrupt" in err and "saves its state" in out
-    assert (stand_in / "saved").exists(), "it was waited for"
-    assert Terraform("base", tmp_path / "base").resources() == ["aws_vpc.one"]
+    assert process.stderr is not None
+    assert process.stderr.readline() == "\n"
+    assert "Ctrl-C again stops it where it stands" in process.stderr.readline()
+    if times == 2:
+        process.send_signal(2)
+    else:
+        (stand_in / "slow").unlink()  # it comes to its end
+    err = process.communicate(timeout=60)[1]
+    assert "KeyboardInterrupt" in err
+    made = ["aws_vpc.one"] if times == 2 else ["aws_vpc.one", "aws_vpc.two"]
+    assert Terraform("base", tmp_path / "base").resources() == made, "it was waited for"
+    assert (stand_in / "saved").exists() == (times == 2) == ("saves its state" in err)
 
 
 def test_destroy_of_nothing_asks_nobody(stand_in: Path, tmp_path: Path) -> None:
