@@ -95,7 +95,8 @@ def last_words(log: Path, begin: int = 0) -> str:
     except OSError:
         return ""
     lines = [line.strip() for line in lines if line.strip() and not line.startswith("$ ")]
-    errors = [line for line in lines if line.startswith("error")]  # as our commands say it
+    # As our commands say it; torchrun adds a table with lines such as "error_file: <N/A>".
+    errors = [line for line in lines if line.startswith(("error:", "error ("))]
     words = (errors or lines or [""])[-1]
     return redact("".join(letter for letter in words if letter.isprintable()))[:300]
 

@@ -97,7 +97,7 @@ class Cluster:
         self.nodes.append(Node(self.folder / instance, self.bucket, instance, self.port))
         return self.nodes[-1]
 
-    def wait_for(self, what: Callable[[], Any], seconds: float = 150) -> Any:
+    def wait_for(self, what: Callable[[], Any], seconds: float = 400) -> Any:
         until = time.monotonic() + seconds
         while not (value := what()):
             assert time.monotonic() < until, self.logs()

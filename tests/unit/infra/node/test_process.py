@@ -29,7 +29,8 @@ def test_it_tells_code_and_last_words(tmp_path: Path) -> None:
     assert ended == Ended(3, None, "error: of before")
     # Of this start only; and the error rather than what follows it.
     assert (
-        run(tmp_path, "print('error (rank 0): why\\nthen a traceback')").last_words == "error (rank 0): why"
+        run(tmp_path, "print('error (rank 0): why\\n error_file: <N/A>\\ntraceback')").last_words
+        == "error (rank 0): why"
     )
     assert run(tmp_path, "pass").last_words == ""
     missing = supervise(
