@@ -32,8 +32,8 @@ logs: setup ## Refresh the table of logs.md from MLflow
 test: setup ## Set up the same way and run all tests that CI runs
 	@$(BIN)/python -m pytest -m "not long" $(PARALLEL)
 
-test-long: setup ## The long ones, too: storms and fuzzing
-	@$(BIN)/python -m pytest
+test-long: setup ## The long ones, too: storms and fuzzing; every command in a process started anew
+	@COMMANDS_ANEW=1 $(BIN)/python -m pytest
 
 lint: setup ## Linter, formatter and type checker
 	@$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import ROOT
+from tests.integration.command_nursery import Nursery, NurseryCommand
+
+STARTS_ANEW = os.environ.get("COMMANDS_ANEW") == "1" or not sys.platform.startswith("linux")
 
 TINY_RECIPE = """
 data: {path: DATA, loader: reference, num_workers: 0, global_batch_size: 24, resolution: 32}
@@ -50,20 +54,40 @@ def environment() -> dict[str, str]:
     }
 
 
+@functools.cache
+def nursery() -> Nursery:
+    """Of this process of pytest; started when it is first asked for."""
+    return Nursery(environment())
+
+
+def popen(words: list[str], **pipes: Any) -> subprocess.Popen[str]:
+    """A command, and its ranks, in forks of a process that has done its imports; see command_nursery."""
+    variables = environment()
+    if not STARTS_ANEW and nursery().can_run(variables):
+        return NurseryCommand(nursery(), words, variables, **pipes)
+    return subprocess.Popen(words, cwd=ROOT, env=variables, text=True, **pipes)
+
+
 def run(*words: str, num_ranks: int = 1, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*words, num_ranks=num_ranks),
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+    started = command(*words, num_ranks=num_ranks)
+    with popen(started, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(started, process.returncode, stdout, stderr)
 
 
 def start(*words: str, num_ranks: int = 1) -> subprocess.Popen[str]:
+    return popen(command(*words, num_ranks=num_ranks), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def start_anew(*words: str, num_ranks: int = 1, options: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """As a user does, and with options for torchrun: nothing is imported beforehand."""
+    started = command(*words, num_ranks=num_ranks)
     return subprocess.Popen(
-        command(*words, num_ranks=num_ranks),
+        [*started[:3], *options, *started[3:]],
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.PIPE,

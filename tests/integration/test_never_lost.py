@@ -16,7 +16,7 @@ import torch
 
 from data_prep.manifest import Manifest
 from tests.integration.fake_imds import FakeMetadata
-from tests.integration.launch import command, environment, read_json, run, start, write_recipe
+from tests.integration.launch import read_json, run, start_anew, write_recipe
 from tests.integration.s3_server import SECRET, Bucket
 from tests.integration.test_training import wait_for_step
 from train.checkpoint import CheckpointMirror, CheckpointStore, load_checkpoint
@@ -89,19 +89,6 @@ def ranks_of(launcher: subprocess.Popen[str]) -> list[int]:
     return [pid for _, pid in sorted(found)]
 
 
-def start_with_restarts(*words: str) -> subprocess.Popen[str]:
-    launcher = command(*words, num_ranks=2)
-    launcher.insert(launcher.index("--standalone"), "--max-restarts=3")
-    return subprocess.Popen(
-        launcher,
-        cwd=Path(__file__).parent.parent.parent,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
 @pytest.fixture(scope="module")
 def calm(prepared: tuple[Path, Manifest], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(Recipe, folder of a run that nothing happened to)."""
@@ -117,7 +104,11 @@ def test_a_killed_rank_is_started_again_by_torchrun_and_changes_nothing(
 ) -> None:
     """Rank 1 killed in the middle of an epoch, then rank 0: the end is the same, bit for bit."""
     folder = tmp_path / "killed"
-    process = start_with_restarts("train", str(calm[0]), f"run.folder={tmp_path}", "run.name=killed", *FULL)
+    process = start_anew(
+        *("train", str(calm[0]), f"run.folder={tmp_path}", "run.name=killed", *FULL),
+        num_ranks=2,
+        options=("--max-restarts=3",),
+    )
     for step, rank in ((15, 1), (36, 0)):
         wait_for_step(folder, step, process)
         os.kill(ranks_of(process)[rank], signal.SIGKILL)
@@ -161,7 +152,7 @@ def test_sample_ids_on_another_number_of_ranks(
     """Killed on two ranks, gone on with on one: no sample twice, none left out."""
     folder = tmp_path / "moved"
     words = ("train", str(calm[0]), f"run.folder={tmp_path}", "run.name=moved", *FULL)
-    process = start("tests.integration.train_recording", str(tmp_path / "two"), *words[1:], num_ranks=2)
+    process = start_anew("tests.integration.train_recording", str(tmp_path / "two"), *words[1:], num_ranks=2)
     wait_for_step(folder, 27, process)
     for pid in ranks_of(process):
         os.kill(pid, signal.SIGKILL)
@@ -197,7 +188,7 @@ def test_a_spot_notice_saves_to_s3_and_another_machine_goes_on(
     with FakeMetadata() as metadata:
         monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata.url)
         monkeypatch.delenv("AWS_EC2_METADATA_DISABLED")
-        process = start(*words, num_ranks=2)
+        process = start_anew(*words, num_ranks=2)
         wait_for_step(folder, 25, process)
         metadata.interrupt()
         output = process.communicate(timeout=110)[0]
@@ -223,7 +214,7 @@ def test_machines_without_a_common_disk_get_the_checkpoint_from_rank_0(
     module = "tests.integration.train_apart"
     words = (str(calm[0]), "run.folder=runs", "run.name=apart", *FULL)
     folder = tmp_path / "machine0" / "runs" / "apart"
-    process = start(module, str(tmp_path), *words, num_ranks=2)
+    process = start_anew(module, str(tmp_path), *words, num_ranks=2)
     wait_for_step(folder, 25, process)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
@@ -239,7 +230,7 @@ def test_a_run_that_was_taken_over_ends_and_asks_for_no_restart(
 ) -> None:
     longer = "schedule.phases=[{kind: constant, epochs: 400}]"
     words = ("train", str(calm[0]), f"run.folder={tmp_path}", "run.name=here", *FULL, longer)
-    process = start(*words, f"checkpoint.mirror={bucket.at('runs')}", num_ranks=2)
+    process = start_anew(*words, f"checkpoint.mirror={bucket.at('runs')}", num_ranks=2)
     wait_for_step(tmp_path / "here", 25, process)
     other = CheckpointMirror(bucket.at("runs/here"))
     deadline = time.monotonic() + 60
