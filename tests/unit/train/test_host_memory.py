@@ -13,7 +13,7 @@ import resource, sys, torch
 from train.host_memory import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
-for turn in range(20):
+for turn in range(5):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     tensors = [torch.ones(12_000_000) for _ in range(3)]
     del tensors

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -12,13 +14,12 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torchvision
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from data_prep.manifest import Manifest
-from tests.integration.launch import write_recipe
+from tests.integration.launch import run, write_recipe
 from train.build_run import build_on_ranks
 from train.config import ModelSection
 from train.distributed import Ranks
@@ -147,12 +148,12 @@ def test_inception_sees_the_same_pixels_whoever_brings_the_weights(monkeypatch: 
     assert seen == [False, True, False, True]
 
 
-def on_one_rank(rank: int, port: int, folder: str) -> None:
+def on_one_rank(folder: str) -> None:
     """Only the primary has the weights in its cache; nobody has a network."""
-    torch.set_num_threads(1)
+    rank = int(os.environ["RANK"])
     constants.HF_HUB_CACHE = f"{folder}/cache{rank}"
     hub.answers = lambda *arguments: False
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    dist.init_process_group("gloo")
     ranks = Ranks(rank, 2, rank, 2, torch.device("cpu"), 1)
     torch.manual_seed(rank)
     config = ModelSection(name=NAME, pretrained="if_available")
@@ -164,10 +165,8 @@ def on_one_rank(rank: int, port: int, folder: str) -> None:
 def test_ranks_agree_and_the_primary_alone_needs_the_hub(tmp_path: Path) -> None:
     published = {k: v + 1 for k, v in build(seed=5, num_classes=1000).state_dict().items()}
     fill_timm_cache(tmp_path / "cache0", published)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(on_one_rank, (port, str(tmp_path)), nprocs=2)
+    result = run("tests.unit.train.test_hub", str(tmp_path), num_ranks=2)
+    assert result.returncode == 0, result.stderr
     (first, *told), (second, *told_too) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert same(first, second) and same(first, published, head="fc.")
     assert told == told_too and told[0] == "pretrained"
@@ -223,3 +222,7 @@ def test_a_start_with_only_a_broken_checkpoint_gets_the_weights_it_asks_for(
     assert said.count("step-00000002.pt is damaged") == 1 and "weights of its checkpoint" not in said
     summary = json.loads((tmp_path / "x" / "summary.json").read_text())
     assert summary["weights_at_start"] == "pretrained"
+
+
+if __name__ == "__main__":
+    on_one_rank(sys.argv[1])

@@ -1,15 +1,15 @@
-"""BatchNorm over ranks, in real processes. Imports little: every process imports this file."""
+"""BatchNorm over ranks, in real processes, which run this file."""
 
 from __future__ import annotations
 
-import socket
+import sys
 from pathlib import Path
 
 import torch
-import torch.multiprocessing as mp
 from timm.layers import BatchNormAct2d
 from torch import nn
 
+from tests.integration.launch import run
 from train.models.sync_batchnorm import convert_sync_batchnorm
 
 torch.set_num_threads(1)
@@ -59,21 +59,17 @@ def two_steps(network: nn.Module, batch: torch.Tensor) -> dict[str, torch.Tensor
     }
 
 
-def one_rank(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
+def one_rank(folder: str) -> None:
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
     network = convert_sync_batchnorm(small_network(), CPU)
     torch.save(two_steps(network, whole_batch()[rank * 4 : rank * 4 + 4]), Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 def test_batchnorm_over_two_ranks_is_that_of_the_whole_batch(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(one_rank, (port, str(tmp_path)), nprocs=2)
+    result = run("tests.unit.train.test_models_ranks", str(tmp_path), num_ranks=2)
+    assert result.returncode == 0, result.stderr
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     whole = two_steps(small_network(), whole_batch())
     assert ranks[0].keys() == whole.keys()
@@ -91,3 +87,7 @@ def test_converted_batchnorm_alone_is_the_layer_itself() -> None:
     plain, converted = small_network(), convert_sync_batchnorm(small_network(), CPU)
     first, second = two_steps(plain, whole_batch()), two_steps(converted, whole_batch())
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+if __name__ == "__main__":
+    one_rank(sys.argv[1])
