@@ -80,7 +80,9 @@ def serve(folder: Path, form: str, host: str, port: int, settings: Settings, key
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket. OSError: one sentence."""
+    """A bound socket. ValueError, OSError: one sentence."""
+    if not 0 <= port <= 65535:
+        raise ValueError(f"--port is {port}: it must be from 0 (any free one) to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -88,8 +90,8 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except OSError as error:
+        reason = error.strerror or str(error)
         raise OSError(f"{host}, port {port}, cannot be listened on ({reason}): take another --port") from None
     listener.setblocking(False)
     return listener
