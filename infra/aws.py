@@ -93,11 +93,12 @@ class Aws:
     def call(self, service: str, operation: str, **arguments: Any) -> dict[str, Any]:
         """One request. Raises AwsError."""
         from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.parsers import ResponseParserError
 
         try:
             answer: dict[str, Any] = getattr(self.client(service), operation)(**arguments)
             return answer
-        except (ClientError, BotoCoreError) as error:
+        except (ClientError, BotoCoreError, ResponseParserError) as error:
             raise explained(error, f"{service}:{operation}") from None
 
     def pages(self, service: str, operation: str, field: str, **arguments: Any) -> Iterator[Any]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from infra.aws import AwsError
 from infra.cloud import Cloud
 from infra.console import Console, dollars, duration
 from infra.deployment import Base, Capacity, Deployment
@@ -202,10 +201,11 @@ def wake(cloud: Cloud, wanted: Launch) -> None:
     """Ask for the instances: a former end left the groups at zero, with launching switched off."""
     first = group_name(wanted.name, markets_of(wanted.capacity)[0])
     there = {group["AutoScalingGroupName"]: group for group in cloud.groups(wanted.name)}
-    for name in there:
-        with contextlib.suppress(AwsError):
+    for name, group in there.items():
+        suspended = {process["ProcessName"] for process in group.get("SuspendedProcesses") or ()}
+        if paused := [process for process in PAUSED if process in suspended]:
             cloud.aws.call(
-                "autoscaling", "resume_processes", AutoScalingGroupName=name, ScalingProcesses=list(PAUSED)
+                "autoscaling", "resume_processes", AutoScalingGroupName=name, ScalingProcesses=paused
             )
     if first not in there:
         raise UserError(f"the Auto Scaling group {first} is not there after all: run the same command again")
