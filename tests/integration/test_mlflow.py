@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -20,8 +19,7 @@ import pytest
 pytest.importorskip("mlflow")
 
 from data_prep.manifest import Manifest
-from tests.conftest import ROOT
-from tests.integration.launch import command, environment, write_recipe
+from tests.integration.launch import run, start, write_recipe
 from tests.integration.mlflow_server import (
     BREAK,
     HANG,
@@ -366,11 +364,9 @@ def test_training_killed_and_resumed_is_one_run(
         ", {kind: plateau, epochs: 1, initial_lr_fraction: 0.05}": "",
     }
     recipe = write_recipe(tmp_path, prepared[0], **changes)
-    words = command("train", str(recipe), f"run.folder={tmp_path}", num_ranks=2)
+    words = ("train", str(recipe), f"run.folder={tmp_path}")
     proxy.always(REFUSE)
-    process = subprocess.Popen(
-        words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    process = start(*words, num_ranks=2)
     folder, deadline = tmp_path / "tiny", time.monotonic() + 120
 
     def step() -> int:
@@ -389,7 +385,7 @@ def test_training_killed_and_resumed_is_one_run(
         os.kill(pid, signal.SIGKILL)
     process.communicate()
     proxy.once(HANG, "runs/get")
-    again = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
+    again = run(*words, num_ranks=2)
     assert again.returncode == 0 and "going on from" in again.stdout, again.stdout + again.stderr
     run_id = json.loads((folder / "summary.json").read_text())["mlflow_run_id"]
     logged = [r for r in runs_of(server.uri, "imagenet-sprint") if r.info.run_name == "tiny"]
