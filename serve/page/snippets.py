@@ -15,7 +15,7 @@ curl -sfN $URL/call/classify/$EVENT
 PYTHON = """\
 from gradio_client import Client, handle_file  # pip install gradio_client
 
-client = Client("{url}")
+client = Client({url})
 answer = client.predict(handle_file("photo.jpg"), {model}, api_name="/classify")
 for entry in answer["top"]:
     print(f"{{entry['probability']:.1%}} {{entry['name']}}")
@@ -29,4 +29,4 @@ def curl_snippet(url: str, model: str) -> str:
 
 def python_snippet(url: str, model: str) -> str:
     """For Python with `gradio_client`."""
-    return PYTHON.format(url=url, model=json.dumps(model, ensure_ascii=False))
+    return PYTHON.format(url=json.dumps(url), model=json.dumps(model, ensure_ascii=False))
