@@ -7,8 +7,10 @@ Example:
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,11 @@ def register(
     Raises:
         RuntimeError: MLflow refuses, or cannot be reached.
     """
-    client = open_client(uri)
+    open_client(uri)  # says where MLflow is missing, and sets what it reads from variables
+    from mlflow import MlflowClient
+
+    # Both: of a client that knows one, the registry would be a file where one happens to stand.
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     try:
         digest = str(load_info(folder).provenance.get(DIGEST_TAG))
         version = _known_version(client, name, digest)
@@ -68,32 +74,45 @@ def _log(
 ) -> int:
     import mlflow
 
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    own = run_id if run_id and _knows(client, run_id) else None
+    place = None if own else open_experiment(client, experiment, uri, runs_folder)
+    pinned = [f"{package}=={importlib.metadata.version(package)}" for package in PACKAGES]
+    with (
+        _talking_to(uri),
+        mlflow.start_run(run_id=own, experiment_id=place, run_name=None if own else f"register {name}"),
+    ):
+        logged = mlflow.pyfunc.log_model(
+            name="classifier",
+            python_model=str(MODEL_FILE),
+            artifacts={"model": str(folder)},
+            code_paths=[str(Path(portable.__file__).parent)],
+            signature=_signature(),
+            pip_requirements=[*pinned, f"mlflow=={mlflow.__version__}"],
+            registered_model_name=name,
+        )
+    return int(logged.registered_model_version)
+
+
+@contextlib.contextmanager
+def _talking_to(uri: str) -> Iterator[None]:
+    """MLflow's fluent calls go to `uri`; afterwards nothing of it is left, in variables neither."""
+    import mlflow
+
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
-        with mlflow.start_run(
-            run_id=run_id if run_id and _knows(client, run_id) else None,
-            experiment_id=None
-            if run_id and _knows(client, run_id)
-            else open_experiment(client, experiment, uri, runs_folder),
-            run_name=None if run_id else f"register {name}",
-        ):
-            logged = mlflow.pyfunc.log_model(
-                name="classifier",
-                python_model=str(MODEL_FILE),
-                artifacts={"model": str(folder)},
-                code_paths=[str(Path(portable.__file__).parent)],
-                signature=_signature(),
-                pip_requirements=[f"{package}=={importlib.metadata.version(package)}" for package in PACKAGES]
-                + [f"mlflow=={mlflow.__version__}"],
-                registered_model_name=name,
-            )
+        yield
     finally:
-        mlflow.set_tracking_uri(before[0])
-        mlflow.set_registry_uri(before[1])
-    return int(logged.registered_model_version)
+        mlflow.set_tracking_uri(before[names[0]])  # type: ignore[arg-type]  # None is nothing
+        mlflow.set_registry_uri("")
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _knows(client: Any, run_id: str) -> bool:

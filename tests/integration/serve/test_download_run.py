@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,14 @@ def test_from_s3_with_a_cut_in_the_middle(
     del asked[:]
     assert main(["download", bucket.at("runs/small"), "--out", str(out)]) == 0
     assert asked == []
+    monkeypatch.setattr(from_s3, "bring_file", whole)
+    exported = tmp_path / "exported"
+    words = ["--format", "safetensors", "--out", str(exported), "--check-images", "10"]
+    assert main(["export", bucket.at("runs/small"), *words]) == 0
+    assert (
+        TorchClassifier(exported).info.provenance["checkpoint_sha256"]
+        == hashlib.sha256(best_of(run)).hexdigest()
+    )
     assert main(["download", bucket.at("runs/none"), "--out", str(tmp_path / "none")]) == 1
 
 
