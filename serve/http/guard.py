@@ -67,6 +67,8 @@ class Guard:
         scope, values = exchange.scope, exchange.values
         if self.is_stopping and not exchange.path.startswith("/healthz"):
             raise shutting_down()
+        if scope["http_version"] not in ("1.0", "1.1"):
+            raise Refused(505, "bad_http", "This server speaks HTTP/1.1.")
         if b"content-length" in values and b"transfer-encoding" in values:
             # Two lengths: a proxy before this server may believe the other one.
             raise Refused(400, "two_lengths", "Send Content-Length or Transfer-Encoding, not both.")
@@ -117,6 +119,7 @@ class _Exchange:
         self.bytes_in = 0
         self.status: int | None = None
         self.is_complete = False
+        self._is_odd = False
         # What routes add to the log line: numbers and words of theirs.
         self.facts: dict[str, Any] = {}
         scope["state"] = {**scope.get("state", {}), "facts": self.facts}
@@ -133,7 +136,7 @@ class _Exchange:
             self.status = message["status"]
             headers = [*message.get("headers", []), (b"x-request-id", self.request_id.encode())]
             headers += SECURITY_HEADERS
-            if not self.body_is_read or self._guard.is_stopping:
+            if not self.body_is_read or self._guard.is_stopping or self._is_odd:
                 headers.append((b"connection", b"close"))
             await self._send({**message, "headers": headers})
             return
@@ -151,5 +154,6 @@ class _Exchange:
         body = refused.body()
         headers = [*refused.headers(), (b"content-length", str(len(body)).encode())]
         self.facts["code"] = refused.code
+        self._is_odd = refused.status in (400, 505)  # what follows on this connection is none of its requests
         await self.send({"type": "http.response.start", "status": refused.status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body})

@@ -13,13 +13,13 @@ _OUTPUT = logging.getLogger("serve.http")
 
 
 def set_up() -> None:
-    """Everything that this process logs becomes JSON lines; libraries' from warnings on."""
+    """Everything that this process logs becomes JSON lines; libraries' from warnings on, uvicorn's errors."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_JsonLines())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     _OUTPUT.setLevel(logging.INFO)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.ERROR)  # its warnings are of clients: requests' lines say it
     logging.raiseExceptions = False  # a full disk or a closed pipe costs lines, not requests
 
 

@@ -52,6 +52,7 @@ def parse(body: bytes, content_type: str, max_files: int) -> tuple[list[Upload],
         body = body[start + 2 :]
     files: list[Upload] = []
     fields: dict[str, str] = {}
+    num_fields = 0  # also of equal names
     position = len(delimiter)
     delimiter = b"\r\n" + delimiter
     while True:
@@ -75,7 +76,8 @@ def parse(body: bytes, content_type: str, max_files: int) -> tuple[list[Upload],
                 raise Refused(413, "too_many_files", f"At most {max_files} files are taken in one request.")
             files.append(Upload(safe_name(file_name), content))
         else:
-            if len(fields) == MAX_FIELDS or len(content) > MAX_FIELD_BYTES:
+            num_fields += 1
+            if num_fields > MAX_FIELDS or len(content) > MAX_FIELD_BYTES:
                 raise bad_multipart("it has too many or too long fields beside its files")
             fields[name] = content.decode("utf-8", "replace")
         position = end + len(delimiter)

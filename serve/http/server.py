@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import uvicorn
@@ -66,15 +67,14 @@ def serve(folder: Path, form: str, host: str, port: int, settings: Settings, key
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
     )
     shown = f"[{host}]" if ":" in host else host
-    logs.event(
-        "listening",
-        address=f"http://{shown}:{listener.getsockname()[1]}",
-        model=classifier.info.title,
-        model_sha256=digest,
-        classes=len(classifier.info.class_names),
-        key_wanted=bool(keys),
-    )
-    Server(config, guard).run(sockets=[listener])
+    facts = {
+        "address": f"http://{shown}:{listener.getsockname()[1]}",
+        "model": classifier.info.title,
+        "model_sha256": digest,
+        "classes": len(classifier.info.class_names),
+        "key_wanted": bool(keys),
+    }
+    Server(config, guard, facts).run(sockets=[listener])
     logs.event("stopped")
     return 0
 
@@ -100,9 +100,13 @@ def listen(host: str, port: int) -> socket.socket:
 class Server(uvicorn.Server):
     """uvicorn's, with an end in order and exit code 0."""
 
-    def __init__(self, config: uvicorn.Config, guard: Guard) -> None:
+    def __init__(self, config: uvicorn.Config, guard: Guard, facts: dict[str, Any]) -> None:
         super().__init__(config)
-        self._guard = guard
+        self._guard, self._facts = guard, facts
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        logs.event("listening", **self._facts)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._guard.is_stopping = True

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import queue
+import re
 import signal
 import socket
 import subprocess
@@ -177,8 +178,8 @@ def read_all(connection: socket.socket) -> bytes:
 
 def status_of(answer: bytes) -> int:
     """Of the last status line; 100 Continue may precede it."""
-    lines = [line for line in answer.split(b"\r\n") if line.startswith(b"HTTP/1.1 ")]
-    return int(lines[-1].split()[1]) if lines else 0
+    codes = re.findall(rb"HTTP/1\.1 (\d{3}) ", answer)
+    return int(codes[-1]) if codes else 0
 
 
 def post(body: bytes, *headers: str, length: str | None = None) -> bytes:

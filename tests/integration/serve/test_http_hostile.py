@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import random
 import socket
@@ -50,7 +52,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
         assert process.metric("serve_body_bytes") == process.metric("serve_queue_images") == 0
         assert process.stop() == 0
         events = {row["event"] for row in process.lines}
-        assert events == {"listening", "request", "connection_refused", "stopping", "stopped"}, events
+        shown = [row for row in process.lines if row["event"] in ("library", "failure")]
+        assert events == {"listening", "request", "connection_refused", "stopping", "stopped"}, shown[:3]
         assert not process.other_output
 
 
@@ -64,6 +67,7 @@ def png(width: int, height: int, data: bytes, *others: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body
 
 
+@functools.cache
 def image_cases() -> dict[str, tuple[bytes, int, str]]:
     zeros = bytes(30_000_000)
     return {
@@ -106,6 +110,7 @@ def part(name: str, content: bytes, extra: str = "") -> bytes:
     )
 
 
+@functools.cache
 def form_cases() -> dict[str, tuple[str, bytes, int]]:
     file, end = part("file", GOOD, '; filename="a.jpg"'), b"--xx--\r\n"
     many_headers = b"--xx\r\n" + b"A: b\r\n" * 5000 + b"\r\nx\r\n"
@@ -130,7 +135,7 @@ def form_cases() -> dict[str, tuple[str, bytes, int]]:
         "200,000 parts": (FORM, part("a", b"") * 90_000 + end, 400),
         "JSON": ("Content-Type: application/json", b'{"image": "' + b"[" * 100_000, 415),
         "gzip": ("Content-Type: image/jpeg\r\nContent-Encoding: gzip", GOOD, 415),
-        "a broken Content-Type": ("Content-Type: ;;;=\xff", GOOD, 415),
+        "a broken Content-Type": ("Content-Type: a/b;;;=\xff", GOOD, 415),
     }  # fmt: skip
 
 
@@ -152,24 +157,25 @@ REQUEST = b"POST /predict HTTP/1.1\r\nHost: a\r\n"
 BROKEN_HTTP = {
     "two lengths": (REQUEST + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", 400),
     "a length and chunks": (
-        REQUEST + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /metrics HTTP/1.1\r\n\r\n",
+        REQUEST + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /metrics"
+        b" HTTP/1.1\r\n\r\n",
         400,
     ),
     "a negative length": (REQUEST + b"Content-Length: -1\r\n\r\n", 400),
     "a signed length": (REQUEST + b"Content-Length: +3\r\n\r\nabc", 400),
     "a length of hex": (REQUEST + b"Content-Length: 0x3\r\n\r\nabc", 400),
-    "a length of 60 digits": (REQUEST + b"Content-Length: " + b"9" * 60 + b"\r\n\r\n", 413),
+    "a length of 60 digits": (REQUEST + b"Content-Length: " + b"9" * 60 + b"\r\n\r\n", 400),
     "a length of terabytes": (REQUEST + b"Content-Length: 9999999999999\r\n\r\nabc", 413),
     "a bad chunk": (REQUEST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nabc\r\n", 400),
-    "an endless chunk header": (REQUEST + b"Transfer-Encoding: chunked\r\n\r\n" + b"1" * 40000, 400),
-    "another coding": (REQUEST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501),
+    "an endless chunk header": (REQUEST + b"Transfer-Encoding: chunked\r\n\r\n" + b"1" * 40000, 431),
+    "another coding": (REQUEST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400),
     "a blank before the colon": (REQUEST + b"Content-Length : 3\r\n\r\nabc", 400),
-    "a folded header": (REQUEST + b"X: a\r\n\tb\r\nContent-Length: 0\r\n\r\n", 400),
+    "a folded header": (REQUEST + b"X: a\r\n\tb\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", 400),
     "a NUL in a header": (REQUEST + b"X: a\0b\r\n\r\n", 400),
     "no Host": (b"POST /predict HTTP/1.1\r\n\r\n", 400),
     "no HTTP": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(600) + b"\r\n\r\n", 400),
-    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
-    "another version": (b"GET /healthz HTTP/9.9\r\nHost: a\r\n\r\n", 400),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+    "another version": (b"GET /healthz HTTP/9.9\r\nHost: a\r\n\r\n", 505),
     "headers of 1 MB": (REQUEST + b"".join(b"X-%d: %s\r\n" % (n, b"a" * 1000) for n in range(1000)), 431),
     "a target of 1 MB": (b"GET /" + b"a" * 1_000_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 431),
     "a path of dots": (b"GET /../../../etc/passwd HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", 404),
@@ -229,10 +235,8 @@ def test_clients_that_leave_or_take_no_answer(running: ServerProcess) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.settimeout(5)
         connection.connect(("127.0.0.1", running.port))
-        try:  # many requests, and no answer of them is taken
+        with contextlib.suppress(OSError):  # many requests, and no answer of them is taken
             connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 3000)
-        except OSError:
-            pass
         lazy.append(connection)
     deadline = time.monotonic() + 60
     while running.metric("serve_open_requests") > 1:  # that of the metrics themselves

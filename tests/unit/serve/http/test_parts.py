@@ -73,6 +73,9 @@ def test_forms_are_taken_apart_byte_for_byte() -> None:
     assert [(file.name, file.content) for file in files] == [("€.png", content), (None, b"")]
     with pytest.raises(Refused, match="At most 1 files"):
         parse(body, TYPE, 1)
+    many = b"--b\r\nContent-Disposition: form-data; name=a\r\n\r\nx\r\n" * 9 + b"--b--"
+    with pytest.raises(Refused, match="too many"):
+        parse(many, TYPE, 2)
     # Cut anywhere before its end, it is refused.
     end = body.index(b"--\r\nepilogue")
     for cut in range(end):
