@@ -20,6 +20,8 @@ from infra.plan.prices import storage_usd_per_month
 from infra.records import Checkpoint, Records, read_records
 from infra.watch import bucket_bytes, look
 
+DELETE_AT_ONCE = 1000  # as many as S3 takes
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", help="a deployment (default: the only one)")
@@ -138,7 +140,7 @@ def _everything(cloud: Cloud, options: argparse.Namespace, console: Console) -> 
         console.say("removing the lasting part …")
         try:
             if exists:
-                terraform.apply(terraform.variables() | {"delete_bucket_contents": True})
+                empty_bucket(cloud)
             terraform.destroy()
         finally:
             cloud.keep(terraform, "base")
@@ -151,6 +153,34 @@ def _everything(cloud: Cloud, options: argparse.Namespace, console: Console) -> 
     console.say("everything is gone: nothing of it costs money any more")
     console.result({"everything": "gone"})
     return 0
+
+
+def empty_bucket(cloud: Cloud) -> None:
+    """Delete every object with all its versions: only an empty bucket can be removed."""
+    left = True
+    while left:
+        left = False
+        for field in ("Versions", "DeleteMarkers"):
+            found = cloud.aws.pages("s3", "list_object_versions", field, Bucket=cloud.bucket)
+            keys = [{"Key": item["Key"], "VersionId": item["VersionId"]} for item in found]
+            for start in range(0, len(keys), DELETE_AT_ONCE):
+                some = keys[start : start + DELETE_AT_ONCE]
+                answer = cloud.aws.call(
+                    "s3", "delete_objects", Bucket=cloud.bucket, Delete={"Objects": some, "Quiet": True}
+                )
+                if errors := answer.get("Errors"):
+                    raise UserError(
+                        f"{errors[0].get('Key')} was not deleted ({errors[0].get('Code')}): run it again"
+                    )
+                left = True
+    for upload in cloud.aws.pages("s3", "list_multipart_uploads", "Uploads", Bucket=cloud.bucket):
+        cloud.aws.call(
+            "s3",
+            "abort_multipart_upload",
+            Bucket=cloud.bucket,
+            Key=upload["Key"],
+            UploadId=upload["UploadId"],
+        )
 
 
 def _refuse_unfetched(cloud: Cloud, options: argparse.Namespace) -> None:

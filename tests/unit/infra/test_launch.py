@@ -1,0 +1,52 @@
+"""Starting again what has ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from infra.errors import UserError
+from infra.launch import end_instances, wake
+from tests.unit.infra.fake_cloud import FakeCloud, group
+
+SPOT, FALLBACK = "sprint-mine-spot", "sprint-mine-on-demand"
+WANTED: Any = SimpleNamespace(name="mine", capacity="spot-then-on-demand", num_nodes=2)
+
+
+def answers() -> dict[str, Any]:
+    names = ("resume_processes", "set_desired_capacity", "update_auto_scaling_group")
+    return {f"autoscaling__{name}": {} for name in names}
+
+
+def test_what_an_end_suspended_is_resumed_and_the_first_group_asked(tmp_path: Path) -> None:
+    ended = group(SPOT, 0) | {
+        "SuspendedProcesses": [{"ProcessName": "AZRebalance"}, {"ProcessName": "Launch"}]
+    }
+    cloud: Any = FakeCloud(tmp_path, [ended, group(FALLBACK, 0)], **answers())
+    wake(cloud, WANTED)
+    assert cloud.aws.asked == [
+        ("autoscaling:resume_processes", {"AutoScalingGroupName": SPOT, "ScalingProcesses": ["Launch"]}),
+        ("autoscaling:set_desired_capacity", {"AutoScalingGroupName": SPOT, "DesiredCapacity": 2}),
+    ]
+
+
+def test_what_runs_on_demand_by_now_stays_there(tmp_path: Path) -> None:
+    cloud: Any = FakeCloud(tmp_path, [group(SPOT, 0), group(FALLBACK, 2, "i-1", "i-2")], **answers())
+    wake(cloud, WANTED)
+    assert cloud.aws.asked == []
+
+
+def test_without_its_group_nothing_is_said_to_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="sprint-mine-spot is not there"):
+        wake(FakeCloud(tmp_path, [], **answers()), WANTED)  # type: ignore[arg-type]
+
+
+def test_ending_sets_every_group_to_nothing(tmp_path: Path) -> None:
+    cloud: Any = FakeCloud(tmp_path, [group(SPOT, 1), group(FALLBACK, 0)], **answers())
+    end_instances(cloud, "mine", SimpleNamespace(say=print))  # type: ignore[arg-type]
+    ((operation, arguments),) = cloud.aws.asked
+    assert operation == "autoscaling:update_auto_scaling_group"
+    assert arguments["AutoScalingGroupName"] == SPOT and arguments["DesiredCapacity"] == 0
