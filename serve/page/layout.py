@@ -188,6 +188,7 @@ def _many_images(shelf: Shelf, model: gr.Dropdown) -> None:
         folder = Path(tempfile.mkdtemp(dir=_upload_folder()))
         path = folder / "predictions.csv"
         path.write_text(as_csv(rows), encoding="utf-8")
+        download.temp_files.add(str(path))  # goes when uploads go
         return parts.table(rows), gr.DownloadButton(value=str(path), visible=True)
 
     for event in (files.change, model.change):
