@@ -22,9 +22,8 @@ def answers() -> dict[str, Any]:
 
 
 def test_what_an_end_suspended_is_resumed_and_the_first_group_asked(tmp_path: Path) -> None:
-    ended = group(SPOT, 0) | {
-        "SuspendedProcesses": [{"ProcessName": "AZRebalance"}, {"ProcessName": "Launch"}]
-    }
+    suspended = [{"ProcessName": "AZRebalance"}, {"ProcessName": "Launch"}]
+    ended = group(SPOT, 0) | {"SuspendedProcesses": suspended}
     cloud: Any = FakeCloud(tmp_path, [ended, group(FALLBACK, 0)], **answers())
     wake(cloud, WANTED)
     assert cloud.aws.asked == [
