@@ -18,7 +18,6 @@ FAMILIAR: dict[str, str] = {
     " --ranks-per-node 1": "",
     " --offline": "",
     " --yes": "",
-    " --name mine": "",
 }
 MOST_LINES = 4  # of resources that Terraform made, one after the other
 
