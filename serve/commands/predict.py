@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from data_prep.progress import progress_bar
 from data_prep.sources.walk import files_below
 from serve.classifier import BadImage, Classifier, Limits, Prediction, open_classifier
+from serve.portable.texts import as_cell, encodable, printable
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 MAX_TOP = 1000
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
         _print_table(answers)
     bad = [answer for answer in answers if answer.fault is not None]
     for answer in bad if options.csv or options.json else []:
-        print(f"warning: {answer.file}: {answer.fault}", file=sys.stderr)
+        print(f"warning: {printable(answer.file)}: {answer.fault}", file=sys.stderr)
     words = f"{len(answers) - len(bad):,} of {len(answers):,} files classified"
     words += f", {len(bad):,} could not be" if bad else ""
     words += (
@@ -122,7 +123,7 @@ def classify_files(classifier: Classifier, paths: list[Path], top: int, batch_si
         predictions = iter(classifier.predict(np.stack(images), top) if images else [])
         for path in chunk:
             fault = faults.get(path)
-            yield Answer(str(path), None if fault else next(predictions), fault)
+            yield Answer(encodable(str(path)), None if fault else next(predictions), fault)
 
 
 def _read(path: Path, limits: Limits) -> bytes:
@@ -135,12 +136,14 @@ def _read(path: Path, limits: Limits) -> bytes:
 def _print_table(answers: list[Answer]) -> None:
     width = min(60, max(len(answer.file) for answer in answers))
     for answer in answers:
-        name = answer.file if len(answer.file) <= width else "…" + answer.file[1 - width :]
+        file = printable(answer.file)
+        name = file if len(file) <= width else "…" + file[1 - width :]
         if answer.prediction is None:
             print(f"{name:<{width}}  – {answer.fault}")
             continue
         rows = zip(answer.prediction.names, answer.prediction.probabilities, strict=True)
-        print(f"{name:<{width}}  " + "  ".join(f"{label} {probability:.1%}" for label, probability in rows))
+        classes = (f"{printable(label)} {probability:.1%}" for label, probability in rows)
+        print(f"{name:<{width}}  " + "  ".join(classes))
 
 
 def _print_json(answers: list[Answer], classifier: Classifier) -> None:
@@ -162,5 +165,5 @@ def _print_csv(answers: list[Answer], top: int) -> None:
         cells: list[str] = []
         if answer.prediction is not None:
             rows = zip(answer.prediction.names, answer.prediction.probabilities, strict=True)
-            cells = [cell for name, probability in rows for cell in (name, f"{probability:.6f}")]
-        writer.writerow([answer.file, *cells, *[""] * (2 * top - len(cells)), answer.fault or ""])
+            cells = [cell for name, probability in rows for cell in (as_cell(name), f"{probability:.6f}")]
+        writer.writerow([as_cell(answer.file), *cells, *[""] * (2 * top - len(cells)), answer.fault or ""])

@@ -25,6 +25,7 @@ from serve.page.models import ShownModel
 from serve.portable.decoding import decode
 from serve.portable.limits import BadImage
 from serve.portable.model_info import ModelInfo
+from serve.portable.texts import as_cell
 
 TOP = 5
 BATCH = 16
@@ -152,7 +153,10 @@ def _thumbnail(pixels: NDArray[np.uint8]) -> str:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """`file, class_1, probability_1, …, problem`: a line a file, those that failed too."""
+    """`file, class_1, probability_1, …, problem`: a line a file, those that failed too.
+
+    A name that a spreadsheet would take for a formula begins with an apostrophe.
+    """
     num_classes = max((len(row.names) for row in rows), default=0) or 1
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -164,7 +168,7 @@ def as_csv(rows: Sequence[Row]) -> str:
         pairs = [
             cell
             for name, value in zip(row.names, row.probabilities, strict=True)
-            for cell in (name, f"{value:.6f}")
+            for cell in (as_cell(name), f"{value:.6f}")
         ]
-        writer.writerow([row.file, *pairs, *[""] * (2 * num_classes - len(pairs)), row.problem])
+        writer.writerow([as_cell(row.file), *pairs, *[""] * (2 * num_classes - len(pairs)), row.problem])
     return buffer.getvalue()

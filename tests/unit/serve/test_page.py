@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from serve.page import parts
-from serve.page.classifying import as_csv, classify_many, classify_one, explain, shown_names
+from serve.page.classifying import Row, as_csv, classify_many, classify_one, explain, shown_names
 from serve.page.heat import DIMMED, coloured, picture
 from serve.page.models import Entry, Shelf, ShownModel
 from serve.page.snippets import curl_snippet, python_snippet
@@ -152,6 +152,13 @@ def test_only_broken_files_make_a_table_too(model, tmp_path):
     (tmp_path / "a").write_bytes(b"")
     rows = classify_many(model, [("a", tmp_path / "a")])
     assert as_csv(rows) == "file,class_1,probability_1,problem\na,,,The file is empty.\n"
+
+
+def test_names_of_files_and_classes_are_no_formulas():
+    rows = [Row("=HYPERLINK(1)", ("@class", "b"), (0.75, 0.25)), Row("-x.jpg", problem="The file is empty.")]
+    first, second = csv.DictReader(io.StringIO(as_csv(rows)))
+    assert (first["file"], first["class_1"], first["class_2"]) == ("'=HYPERLINK(1)", "'@class", "b")
+    assert second["file"] == "'-x.jpg"
 
 
 def test_names_of_files_and_classes_are_no_html(model, tmp_path):

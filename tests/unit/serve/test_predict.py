@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,21 @@ def test_only_broken_files_and_wrong_words_are_an_error(
     (tmp_path / "empty").mkdir()
     assert main(["predict", str(timm_run), str(tmp_path / "empty")]) == 1
     assert "no image files" in capsys.readouterr().err
+
+
+def test_hostile_names_of_files_reach_no_terminal_and_no_spreadsheet(
+    timm_run: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    names = [b"=cmd.jpg", b"bad\xff.jpg", b"esc\x1b[31m\n.jpg"]
+    monkeypatch.chdir(photos)
+    for name in names:
+        Path(os.fsdecode(name)).write_bytes((photos / "more" / "0.jpg").read_bytes())
+    words = ["predict", str(timm_run), *map(os.fsdecode, names), "--top", "1"]
+    assert main(words) == 0
+    lines = capsysbinary.readouterr().out.decode().splitlines()
+    assert [line.split()[0] for line in lines] == ["=cmd.jpg", "bad\\udcff.jpg", "esc?[31m?.jpg"]
+    assert main([*words, "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsysbinary.readouterr().out.decode(), newline="")))
+    assert [row["file"] for row in rows] == ["'=cmd.jpg", "bad\\udcff.jpg", "esc\x1b[31m\n.jpg"]
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsysbinary.readouterr().out)["predictions"][1]["file"] == "bad\\udcff.jpg"
