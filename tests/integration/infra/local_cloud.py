@@ -12,6 +12,7 @@ import gzip
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -89,7 +90,7 @@ class LocalCloud:
             except SystemExit as ending:
                 found = int(ending.code or 0)
         said = Said(found, out.getvalue(), err.getvalue())
-        self.spoken.append((" ".join([command, *words]), said))
+        self.spoken.append((shlex.join([command, *words]), said))
         assert code is None or found == code, f"{command}: {found}\n{said.out}\n{said.err}"
         return said
 

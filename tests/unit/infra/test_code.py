@@ -49,11 +49,12 @@ def test_what_git_ignores_and_tests_stay_here(checkout: Path) -> None:
     assert entries["scripts/setup.sh"].mode == 0o755, "it has to be run there"
 
 
-def test_the_bytes_follow_from_the_contents_alone(checkout: Path) -> None:
+def test_the_bytes_follow_from_the_contents_alone(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     git(checkout)
     first, sha256 = pack_code(checkout)
     for path in checkout.rglob("*.py"):
         path.touch()
+    monkeypatch.setattr("time.time", lambda: 4e9)
     assert pack_code(checkout) == (first, sha256)
     (checkout / "infra" / "__init__.py").write_text("changed")
     assert pack_code(checkout)[1] != sha256

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def test_documented_commands_have_these_options() -> None:
     commands = re.findall(r"^ *\$? ?python -m infra ([^#`\n]+)$", text, flags=re.MULTILINE)
     assert len(commands) >= 5
     for command in commands:
-        name, *words = command.split(" -- ")[0].replace("RECIPE", "r.yaml").split()
+        name, *words = shlex.split(re.split(r" -- |   ", command)[0].replace("RECIPE", "r.yaml"))
         command_line(name).parse_intermixed_args(words)
 
 

@@ -156,18 +156,23 @@ def test_ctrl_c_waits_for_the_end_and_twice_for_the_state(stand_in: Path, tmp_pa
         f"Terraform('base', Path({str(tmp_path / 'base')!r}), say).apply({{}})\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     until = time.monotonic() + 60
     while not (stand_in / "ready").exists():
         assert time.monotonic() < until and process.poll() is None
         time.sleep(0.05)
-    process.send_signal(2)
+    os.killpg(process.pid, 2)  # as a terminal does it
     assert process.stderr is not None
     assert process.stderr.readline() == "\n"
     assert "Ctrl-C again stops it where it stands" in process.stderr.readline()
     if times == 2:
-        process.send_signal(2)
+        os.killpg(process.pid, 2)
     else:
         (stand_in / "slow").unlink()  # it comes to its end
     err = process.communicate(timeout=60)[1]

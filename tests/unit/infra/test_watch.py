@@ -33,7 +33,7 @@ def put_event(cloud: FakeCloud, instance: str, kind: Any, ago: float) -> None:
 
 def test_a_living_instance_says_what_it_does(tmp_path: Path) -> None:
     cloud = FakeCloud(tmp_path, [group(GROUP, 1, "i-1")])
-    put_node(cloud, "i-0", phase="training", detail="of the instance before")
+    put_node(cloud, "i-0", detail="of the instance before", updated=time.time())
     put_node(cloud, "i-1", phase="staging", detail="12 of 65 GB")
     seen = look(cloud, deployment())  # type: ignore[arg-type]
     assert (seen.state, seen.detail) == ("staging", "12 of 65 GB")
