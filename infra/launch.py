@@ -174,6 +174,8 @@ def cluster_variables(cloud: Cloud, base: Base, wanted: Launch, deployment: Depl
         "capacity": wanted.capacity,
         "fallback_minutes": FALLBACK_MINUTES,
         "num_nodes": wanted.num_nodes,
+        # Groups are made empty, and asked for instances (`wake`) when all that ends them is there.
+        "start": False,
         "root_gib": wanted.root_gib,
         "end_time": utc(deployment.deadline, "%Y-%m-%dT%H:%M:%SZ"),
         "deadline": instance_deadline(deployment, wanted.limits.hours),
@@ -219,14 +221,19 @@ def wake(cloud: Cloud, wanted: Launch) -> None:
 
 
 def end_instances(cloud: Cloud, name: str, console: Console) -> None:
-    """Capacity 0, which ends billing; then wait while the instances save and leave."""
+    """Capacity 0, which ends billing; then wait while the instances save and leave.
+
+    The maximum, too: an alarm that still stands (no spot capacity) would start on-demand instances. Applying
+    gives it back.
+    """
     for group in cloud.groups(name):
-        if group["DesiredCapacity"] or group["MinSize"]:
+        if group["DesiredCapacity"] or group["MaxSize"]:
             cloud.aws.call(
                 "autoscaling",
                 "update_auto_scaling_group",
                 AutoScalingGroupName=group["AutoScalingGroupName"],
                 MinSize=0,
+                MaxSize=0,
                 DesiredCapacity=0,
             )
     until = time.monotonic() + STOP_SECONDS

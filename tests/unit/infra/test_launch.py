@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
+from infra.deployment import Base
 from infra.errors import UserError
-from infra.launch import end_instances, wake
-from tests.unit.infra.fake_cloud import FakeCloud, group
+from infra.launch import cluster_variables, end_instances, wake
+from tests.unit.infra.fake_cloud import FakeCloud, deployment, group
 
 SPOT, FALLBACK = "sprint-mine-spot", "sprint-mine-on-demand"
 WANTED: Any = SimpleNamespace(name="mine", capacity="spot-then-on-demand", num_nodes=2)
@@ -44,8 +46,22 @@ def test_without_its_group_nothing_is_said_to_run(tmp_path: Path) -> None:
 
 
 def test_ending_sets_every_group_to_nothing(tmp_path: Path) -> None:
+    """The empty one, too: the alarm that waits for spot capacity would fill it a minute later."""
     cloud: Any = FakeCloud(tmp_path, [group(SPOT, 1), group(FALLBACK, 0)], **answers())
     end_instances(cloud, "mine", SimpleNamespace(say=print))  # type: ignore[arg-type]
-    ((operation, arguments),) = cloud.aws.asked
-    assert operation == "autoscaling:update_auto_scaling_group"
-    assert arguments["AutoScalingGroupName"] == SPOT and arguments["DesiredCapacity"] == 0
+    nothing = {"MinSize": 0, "MaxSize": 0, "DesiredCapacity": 0}
+    assert cloud.aws.asked == [
+        ("autoscaling:update_auto_scaling_group", {"AutoScalingGroupName": name} | nothing)
+        for name in (SPOT, FALLBACK)
+    ]
+
+
+def test_nothing_is_started_before_what_ends_it_is_there(tmp_path: Path) -> None:
+    """Terraform makes the groups empty: where it fails in the middle, nothing runs and costs."""
+    outputs = {"vpc_id": "vpc-1", "subnet_ids": {"us-east-1a": "subnet-1"}}
+    outputs |= {"role_name": "r", "instance_profile_name": "p"}
+    base = Base(account_id="1", region="us-east-1", bucket="b", outputs=outputs)
+    wanted: Any = MagicMock(zones=["us-east-1a"], num_nodes=1, kind="train", max_hours=20.0)
+    wanted.limits.hours, wanted.limits.max_spot_price = 20.0, None
+    cloud: Any = SimpleNamespace(region="us-east-1", bucket="b", own=lambda module: {})
+    assert cluster_variables(cloud, base, wanted, deployment())["start"] is False
