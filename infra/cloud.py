@@ -209,8 +209,17 @@ class Cloud:
                 self.folder.write(Keys(deployment.name).job_folder + DEPLOYMENT_KEY, encoded(deployment))
 
     def load(self, name: str) -> Deployment | None:
-        """What is known of a deployment, here or in S3."""
+        """What is known of a deployment, here or in S3.
+
+        Raises:
+            UserError: it is in another region, where none of these commands would see what it has running.
+        """
         known = self.states.load(name)
+        if known is not None and known.region != self.region:
+            raise UserError(
+                f"{name} is in {known.region}, and this is {self.region}: pass --region {known.region}, or "
+                "choose another --name for a new one"
+            )
         if known is not None or not self.bucket_exists():
             return known
         with contextlib.suppress(FileNotFoundError, ValueError):
@@ -222,14 +231,19 @@ class Cloud:
         return known
 
     def names(self) -> list[str]:
-        """Of all deployments that are known here or in S3."""
-        found = set(self.states.names())
+        """Of all deployments of this region that are known here or in S3."""
+        found = set(self.states.names()) - {deployment.name for deployment in self.elsewhere()}
         if self.bucket_exists():
             for file in self.folder.files("jobs"):
                 parts = file.name.split("/")
                 if len(parts) == 3 and parts[2] == DEPLOYMENT_KEY:
                     found.add(parts[1])
         return sorted(found)
+
+    def elsewhere(self) -> list[Deployment]:
+        """Those that this machine knows in other regions."""
+        known = (self.states.load(name) for name in self.states.names())
+        return [one for one in known if one is not None and one.region != self.region]
 
     def choose(self, name: str | None) -> Deployment:
         """The named deployment, or the only one that there is. UserError: none, or several."""
@@ -239,8 +253,10 @@ class Cloud:
                 alive = [known for known in names if (d := self.load(known)) is not None and d.may_exist]
                 names = alive if len(alive) == 1 else names
             if not names:
+                others = ", ".join(f"{one.name} is in {one.region} (--region)" for one in self.elsewhere())
                 raise UserError(
-                    f"there is no deployment in {self.region}: python -m infra up RECIPE makes one"
+                    f"there is no deployment in {self.region}: "
+                    f"{others or 'python -m infra up RECIPE makes one'}"
                 )
             if len(names) > 1:
                 raise UserError(f"there are several deployments: name one of {', '.join(names)}")

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 from infra.cloud import Cloud
+from infra.commands.status import say_elsewhere
 from infra.console import Console, dollars, size
 from infra.deployment import Deployment
 from infra.errors import UserError
@@ -151,6 +152,7 @@ def _everything(cloud: Cloud, options: argparse.Namespace, console: Console) -> 
         shutil.rmtree(cloud.states.folder(deployment.name), ignore_errors=True)
     shutil.rmtree(cloud.states.base_folder(cloud.region), ignore_errors=True)
     console.say("everything is gone: nothing of it costs money any more")
+    say_elsewhere(cloud, console)
     console.result({"everything": "gone"})
     return 0
 

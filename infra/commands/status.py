@@ -19,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> int:
     cloud = Cloud.open(options, console)
+    if options.name is not None:
+        cloud.load(options.name)  # where it is in another region, that is said
     known = [d for name in cloud.names() if (d := cloud.load(name)) is not None]
     chosen = known if options.name is None else [d for d in known if d.name == options.name]
     if options.name is not None and not chosen:
@@ -32,6 +34,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     if not seen:
         console.say(f"there is no deployment in {cloud.region} (account {cloud.account_id})")
     say_costs(console, costs)
+    elsewhere = say_elsewhere(cloud, console)
     console.result(
         {
             "account_id": cloud.account_id,
@@ -39,6 +42,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
             "bucket": cloud.bucket,
             "deployments": [facts_of(one) for one in seen],
             "costs": [asdict(cost) for cost in costs],
+            "elsewhere": {deployment.name: deployment.region for deployment in elsewhere},
         }
     )
     return 0
@@ -85,6 +89,17 @@ def _results(seen: Seen, deployment: Deployment) -> list[str]:
     return [
         f"best checkpoint (step {best.step:,}) is in S3: python -m infra pull {deployment.name} brings it"
     ]
+
+
+def say_elsewhere(cloud: Cloud, console: Console) -> list[Deployment]:
+    """What this machine knows in other regions, where it was not looked."""
+    elsewhere = [deployment for deployment in cloud.elsewhere() if deployment.may_exist]
+    for deployment in elsewhere:
+        console.say(
+            f"not looked at: {deployment.name} in {deployment.region}, which may cost money: "
+            f"python -m infra status --region {deployment.region}"
+        )
+    return elsewhere
 
 
 def say_costs(console: Console, costs: list[Lasting]) -> None:
