@@ -30,7 +30,16 @@ from serve.export.forms import write_form
 from serve.export.int8 import NUM_IMAGES, write_int8
 from serve.export.loaded import load_form
 from serve.export.timm_folder import timm_fault
-from serve.model_folder import EXPORT_NAME, FORM_FILES, Source, load_source, model_section
+from serve.model_folder import (
+    CARD_NAME,
+    EXPORT_NAME,
+    FORM_FILES,
+    TIMM_CONFIG_NAME,
+    Source,
+    is_exported,
+    load_source,
+    model_section,
+)
 from train.config import Recipe
 from train.data.staging import stage
 
@@ -66,6 +75,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _export(path: Path, options: argparse.Namespace) -> int:
+    _check_out(options.out)
     source = load_source(path)
     data = _data_folder(options.data, source.recipe, source)
     if data is not None:
@@ -75,6 +85,7 @@ def _export(path: Path, options: argparse.Namespace) -> int:
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     known = _known(out, source)
+    source.info.save(out)  # from here on the folder is an export, also where this one is cut short
     classifier = TorchClassifier(source)
     check = _check_images(classifier, data, options.check_images)
     reference = logits_of(classifier.logits, check.images, "checkpoint")
@@ -118,6 +129,18 @@ def _export(path: Path, options: argparse.Namespace) -> int:
     return 0
 
 
+def _check_out(out: Path) -> None:
+    """ValueError where something would be overwritten that no export has made."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: name a folder")
+    if (out / "checkpoints").is_dir():
+        raise ValueError(f"{out} is a run: name another folder, such as exported/{out.resolve().name}")
+    names = (CARD_NAME, EXPORT_NAME, TIMM_CONFIG_NAME, *FORM_FILES.values())
+    foreign = next((name for name in names if (out / name).exists()), None)
+    if foreign is not None and not is_exported(out):
+        raise ValueError(f"{out} holds {foreign}, which no export has made: name another folder")
+
+
 def _known(out: Path, source: Source) -> dict[str, dict[str, object]]:
     """What an earlier export of the very same checkpoint to this folder has found; else nothing."""
     try:
@@ -128,7 +151,7 @@ def _known(out: Path, source: Source) -> dict[str, dict[str, object]]:
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     if before.provenance.get("checkpoint_sha256") != source.info.provenance["checkpoint_sha256"]:
-        for name in FORM_FILES.values():
+        for name in (*FORM_FILES.values(), TIMM_CONFIG_NAME):
             (out / name).unlink(missing_ok=True)  # of another checkpoint
         return {}
     kept = {form: file for form, file in before.files.items() if form in forms and (out / file).is_file()}

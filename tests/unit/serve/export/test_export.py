@@ -136,6 +136,23 @@ def test_a_second_format_joins_the_first_and_another_checkpoint_replaces_it(
     assert not (tmp_path / "model.onnx").exists() and not (tmp_path / "config.json").exists()
 
 
+@pytest.mark.parametrize("name", ["README.md", "config.json", "model.onnx"])
+def test_no_file_is_overwritten_that_no_export_has_made(
+    timm_run: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text("mine")
+    assert main(["export", str(timm_run), "--format", "safetensors", "--out", str(tmp_path)]) == 1
+    assert f"holds {name}, which no export has made: name another folder" in capsys.readouterr().err
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_run_does_not_become_an_export(timm_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(timm_run.iterdir())
+    assert main(["export", str(timm_run), "--format", "safetensors", "--out", str(timm_run)]) == 1
+    assert "is a run: name another folder, such as exported/small" in capsys.readouterr().err
+    assert sorted(timm_run.iterdir()) == before
+
+
 def test_faults_are_one_sentence(
     timm_run: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
