@@ -16,7 +16,7 @@ from serve.http.faults import Refused, busy
 from serve.http.guard import Guard
 
 LINGER_SECONDS = 1.0
-IDLE_AT_STOP_SECONDS = 0.3  # a request may have been sent before the signal came
+IDLE_AT_STOP_SECONDS = 1.0  # a request may have been sent before the signal came
 MAX_HEADER_BYTES = 16 << 10
 
 
