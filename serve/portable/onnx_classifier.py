@@ -39,6 +39,8 @@ class OnnxClassifier(Classifier):
             raise ValueError("onnxruntime is not installed: pip install onnxruntime") from None
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        # Threads that wait for work in a loop take the cores from decoding, and from whoever else is here.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if num_threads is not None:
             options.intra_op_num_threads = num_threads
         try:
