@@ -78,7 +78,7 @@ class Guard:
         if len(length) > 15 or int(length) > self.settings.max_request_bytes:
             raise bodies.too_large(self.settings.max_request_bytes)
         if scope["path"] != "/predict" and exchange.has_body:
-            raise Refused(413, "no_body_here", "This path takes no body.")
+            raise Refused(413, "no_body_here", "This path takes no body: POST images to /predict.")
 
     def _record(self, exchange: _Exchange) -> None:
         status, seconds = exchange.status or 500, exchange.clock.seconds

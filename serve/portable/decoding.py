@@ -78,7 +78,7 @@ def decode(
     check_bytes(len(content), limits)
     kind = image_kind(content)
     if kind is None:
-        raise BadImage("not_an_image", _what_else(content))
+        raise BadImage("not_an_image", _what_else(content, limits))
     if kind not in limits.formats:
         raise BadImage("unsupported", f"{kind} is not accepted here: send {', '.join(limits.formats)}.")
     if kind == "JPEG" and _num_scans(content) > MAX_SCANS:
@@ -199,12 +199,12 @@ def _num_scans(content: bytes) -> int:
     return num_scans
 
 
-def _what_else(content: bytes) -> str:
+def _what_else(content: bytes, limits: Limits) -> str:
     if content[4:8] == b"ftyp":
         return "This is HEIC, AVIF or a video: convert it to JPEG or PNG."
     if content.lstrip()[:1] == b"<":
         return "This is HTML, XML or SVG text, not an image: send JPEG, PNG or another format of pixels."
-    return "This is not an image: send JPEG, PNG, WebP, GIF, BMP, TIFF or PPM."
+    return f"This is not an image: send {', '.join(limits.formats)}."
 
 
 def _reason(error: Exception) -> str:

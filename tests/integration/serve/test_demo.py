@@ -159,7 +159,7 @@ def test_what_is_no_image_is_told_politely(page, photos):
     page.wait(
         lambda: (
             page.texts("#answer [role=alert]")
-            == ["This is not an image: send JPEG, PNG, WebP, GIF, BMP, TIFF or PPM."]
+            == ["This is not an image: send JPEG, PNG, GIF, BMP, TIFF, WEBP, PPM."]
         )
     )
     assert not page.all("#seen img") and not page.all("#answer .bars")

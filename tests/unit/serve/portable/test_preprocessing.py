@@ -135,7 +135,7 @@ def test_exif_orientation_is_ignored_unless_the_training_data_were_turned() -> N
     ("content", "fault", "words"),
     [
         (b"", "empty", "empty"),
-        (b"hello", "not_an_image", "not an image"),
+        (b"hello", "not_an_image", "not an image: send JPEG, PNG, TIFF"),
         (b"<svg></svg>", "not_an_image", "SVG"),
         (b"\0\0\0\x1cftypheic", "not_an_image", "HEIC"),
         (encoded(photo(), "JPEG")[:700], "broken", "cut short"),
