@@ -32,16 +32,11 @@ data "aws_ssm_parameter" "mlflow_ami" {
 data "aws_iam_policy_document" "mlflow" {
   source_policy_documents = [data.aws_iam_policy_document.session_manager.json]
 
+  # Without a condition on the prefix, as for training instances: the set-up asks whether there is a copy of the database.
   statement {
     sid       = "List"
     actions   = ["s3:ListBucket"]
     resources = [aws_s3_bucket.this.arn]
-
-    condition {
-      test     = "StringLike"
-      variable = "s3:prefix"
-      values   = ["mlflow/*"]
-    }
   }
 
   statement {

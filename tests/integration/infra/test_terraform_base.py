@@ -113,10 +113,10 @@ def test_an_instance_may_do_what_it_needs_and_no_more(base: Base, cloud: Cloud) 
     assert (
         allowed(statements, "s3:ListBucket") == allowed(statements, "s3:ListBucketMultipartUploads") == {""}
     )
-    [listing] = [item for item in statements if "s3:ListBucket" in item["Action"] and "Condition" in item]
-    assert set(listing["Condition"]["StringLike"]["s3:prefix"]) == {
-        prefix[1:] for prefix in own | {"/data/*", "/code/*", "/wheels/*"}
-    }
+    # With a condition, S3 answers "denied" where an object is not there, and no run would ever start.
+    for name in (base.outputs["role_name"], "sprint-mlflow-us-east-1"):
+        listings = [item for item in policy_of(cloud, name) if "s3:ListBucket" in _listed(item["Action"])]
+        assert listings and not any("Condition" in item for item in listings)
     services = {action.split(":")[0] for item in statements for action in _listed(item["Action"])}
     assert services == {"s3", "ssm", "ssmmessages"}
     trust = cloud.client("iam").get_role(RoleName=base.outputs["role_name"])["Role"][

@@ -186,7 +186,15 @@ def test_interruptions_and_ends_are_told(cluster: Cluster, cloud: Cloud) -> None
         patterns[rule["Name"]] = json.loads(rule["EventPattern"])
     assert set(patterns["sprint-mine-group"]["detail"]["AutoScalingGroupName"]) == set(GROUPS.values())
     assert "EC2 Spot Instance Interruption Warning" in patterns["sprint-mine-spot"]["detail-type"]
-    [subscription] = cloud.client("sns").list_subscriptions()["Subscriptions"]
+    sns = cloud.client("sns")
+    asked = sns.get_topic_attributes(TopicArn=cluster.outputs["topic_arn"])["Attributes"]["Policy"]
+    [service] = [
+        statement
+        for statement in json.loads(asked)["Statement"]
+        if statement["Principal"]["Service"] == "events.amazonaws.com"
+    ]
+    assert "Condition" not in service  # EventBridge fulfils none on the account, and says nothing
+    [subscription] = sns.list_subscriptions()["Subscriptions"]
     assert (subscription["Protocol"], subscription["Endpoint"]) == ("email", "me@example.org")
 
 
