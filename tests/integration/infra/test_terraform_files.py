@@ -165,3 +165,14 @@ def test_the_users_policy_gives_no_more_than_it_says() -> None:
             looks = all(re.match(r"\w+:(Describe|List|Get|View)", action) for action in statement["Action"])
             assert looks or "Condition" in statement, statement["Sid"]
     assert len(json.dumps(policy, separators=(",", ":"))) < 6144  # IAM's limit of a managed policy
+
+
+def test_the_users_policy_has_what_a_local_aws_never_asks_for() -> None:
+    """Each of these was missing, or bound to a name, where AWS would have refused `up` or `down`."""
+    policy = json.loads((TERRAFORM / "user_policy.json").read_text())
+    allowed = {action: item for item in policy["Statement"] for action in item["Action"]}
+    for action in ("sns:GetSubscriptionAttributes", "sns:Unsubscribe"):  # no resource to IAM
+        assert allowed[action]["Resource"] == ["*"], action
+    # The tags of a budget are read after it is made; an upload that was interrupted is gone on with.
+    assert {"budgets:ListTagsForResource", "sns:ListSubscriptionsByTopic"} <= set(allowed)
+    assert "s3:ListMultipartUploadParts" in allowed
