@@ -18,6 +18,7 @@ import serve.page  # noqa: F401  # before Gradio, which reads what it sets
 
 # isort: split
 import gradio as gr
+from gradio import processing_utils
 
 from serve.page import parts
 from serve.page.classifying import as_csv, classify_many, classify_one, explain
@@ -29,6 +30,14 @@ from serve.portable.limits import BadImage
 
 WAITING = "Drop an image, paste one, or take a photograph: its classes appear here."
 WAITING_MANY = "Choose many files: each gets a line here, and what cannot be used is named."
+
+
+async def _fetch_nothing(url: str, *_: Any) -> Any:
+    """In place of Gradio's: who calls the API could name an address, and this machine would load it whole."""
+    raise gr.Error("Send the file itself: this page fetches nothing.", print_exception=False)
+
+
+processing_utils.async_ssrf_protected_get = _fetch_nothing
 
 
 @dataclass(frozen=True)

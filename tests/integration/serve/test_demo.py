@@ -176,6 +176,23 @@ def test_an_example_of_the_data_set_can_be_tried(page):
     assert len(page.all("#examples img")) == 4  # one a class
 
 
+@pytest.mark.parametrize("argument", [0, 1])
+def test_the_demo_fetches_no_address_that_a_caller_names(demo, argument):
+    named = {"path": "https://example.com/photo.jpg", "meta": {"_type": "gradio.FileData"}}
+    data = [None, "first"]
+    data[argument] = named
+    call = f"{demo.url}/gradio_api/call/classify"
+    request = urllib.request.Request(
+        call, json.dumps({"data": data}).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        event = json.load(answer)["event_id"]
+    with urllib.request.urlopen(f"{call}/{event}", timeout=60) as answer:
+        told = answer.read().decode()
+    assert "event: error" in told and "Send the file itself: this page fetches nothing." in told
+    assert demo.tried == ""
+
+
 def test_many_images_become_a_table_and_a_csv(page, photos, first):
     page.tab("Many images")
     files = [photos / name for name in ("photo 0.png", "photo 1.jpg", "photo 2.png")]
