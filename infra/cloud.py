@@ -26,6 +26,27 @@ from infra.layout import ON_DEMAND, SPOT, Keys, at, group_name, state_key
 from infra.terraform_cli import Terraform
 
 DEPLOYMENT_KEY = "deployment.json"
+# Variables that the commands compute, and promise things by → where they come from.
+COMPUTED = {
+    "base": {"region": "--region", "bucket_name": "--bucket"},
+    "cluster": {
+        "deployment": "--name",
+        "region": "--region",
+        "bucket": "--bucket",
+        "instance_types": "--instance-type",
+        "num_nodes": "--num-nodes",
+        "capacity": "--capacity",
+        "max_spot_price": "--max-usd and --max-hours",
+        "max_usd": "--max-usd",
+        "max_hours": "--max-hours",
+        "end_time": "--max-hours",
+        "deadline": "--max-hours",
+        "start": "up itself",
+        "code_key": "the checkout",
+        "code_sha256": "the checkout",
+        "allow_data_write": "prepare",
+    },
+}
 
 
 class Cloud:
@@ -105,7 +126,11 @@ class Cloud:
         )
 
     def own(self, module: str) -> dict[str, Any]:
-        """Variables that the user wrote into STATE_DIR/<module>.tfvars.json, for which there is no option."""
+        """Variables that the user wrote into STATE_DIR/<module>.tfvars.json, for which there is no option.
+
+        Raises:
+            UserError: one of them would break what the commands promise; or the file is no such thing.
+        """
         path = self.states.root / f"{module}.tfvars.json"
         try:
             own = json.loads(path.read_text(encoding="utf-8"))
@@ -115,6 +140,8 @@ class Cloud:
             raise UserError(f"{path} cannot be read as JSON ({error}): mend or remove it") from None
         if not isinstance(own, dict):
             raise UserError(f"{path} is no JSON object of Terraform variables: mend or remove it")
+        for name in sorted(COMPUTED[module].keys() & own.keys()):
+            raise UserError(f"{path} sets {name}, which comes from {COMPUTED[module][name]}: remove it there")
         return own
 
     def ensure_base(self, **changes: Any) -> Base:

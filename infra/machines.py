@@ -6,7 +6,7 @@ import argparse
 
 from infra.cloud import Cloud
 from infra.errors import UserError
-from infra.offer import Limits, Offer, find_offer, limit
+from infra.offer import Limits, Offer, disks_usd_per_hour, find_offer, limit
 from infra.preflight import Check, check_quota, check_zones, markets_of, vcpus_of
 
 DEFAULT_TYPE = "g6.12xlarge"
@@ -56,9 +56,31 @@ def look_at_machines(
             check_quota(cloud.aws, t, options.num_nodes, market, vcpus_of(cloud.aws, t)) for t in types
         ]
     zones_check, zones = check_zones(cloud.aws, types)
-    offer = find_offer(types, options.capacity, cloud.region, ROOT_GIB, options.usd_per_hour, options.offline)
+    root_gib, more_usd = _disks_of(cloud)
+    offer = find_offer(
+        types, options.capacity, cloud.region, root_gib, options.usd_per_hour, options.offline, more_usd
+    )
     checks += [zones_check, Check("price", "ok", f"price {offer.words}")]
     return checks, offer, zones, types
+
+
+def _disks_of(cloud: Cloud) -> tuple[float, float]:
+    """GiB of the root volume, and what an hour of other disks costs, with the user's own variables."""
+    own = cloud.own("cluster")
+    outputs = cloud.base.outputs if cloud.base else {}
+    data_gib = 0.0
+    if own.get("data_snapshot_id", outputs.get("data_snapshot_id")):
+        data_gib = float(cloud.terraform_base().variables().get("data_volume_gib") or 0)
+    try:
+        root_gib, iops, throughput = (
+            float(own.get(name, usual))
+            for name, usual in (("root_gib", ROOT_GIB), ("root_iops", 3000), ("root_throughput", 250))
+        )
+    except (TypeError, ValueError):
+        raise UserError(
+            "root_gib, root_iops and root_throughput of cluster.tfvars.json take numbers"
+        ) from None
+    return root_gib, disks_usd_per_hour(iops, throughput, data_gib)
 
 
 def limits_of(options: argparse.Namespace, offer: Offer) -> Limits:

@@ -22,6 +22,7 @@ from infra.preflight import markets_of
 MARGIN = 1.2  # a cap on the spot price below this many times the usual one would leave the run waiting
 SHORTEST_HOURS = 0.25
 LONGEST_HOURS = 720
+IOPS_USD = 0.005 / 730  # an hour, of each operation a second beyond 3000
 THROUGHPUT_USD = 0.007  # an hour, of the root volume's 250 MiB/s: 125 are free, each more is $0.04 a month
 
 
@@ -59,17 +60,19 @@ def find_offer(
     root_gib: float,
     usd_per_hour: float | None = None,
     is_offline: bool = False,
+    more_usd: float = 0.0,
 ) -> Offer:
     """The dearest of the types counts.
 
     Args:
         usd_per_hour: the user's own figure, instead of price file and AWS.
         is_offline: the price file counts, even where AWS could be asked.
+        more_usd: of an hour of other disks, or faster ones (`disks_usd_per_hour`).
 
     Raises:
         UserError: nobody knows a price.
     """
-    side = side_usd_per_hour(root_gib) + THROUGHPUT_USD
+    side = side_usd_per_hour(root_gib) + THROUGHPUT_USD + more_usd
     if usd_per_hour is not None:
         return Offer(usd_per_hour + side, usd_per_hour + side, side, f"${usd_per_hour:g} an hour, as you say")
     offers = [_offer(instance_type, capacity, region, side, is_offline) for instance_type in instance_types]
@@ -98,6 +101,18 @@ def _offer(instance_type: str, capacity: Capacity, region: str, side: float, is_
     if note := (usual.note or on_demand.note):
         words += f" ({note})"
     return Offer(on_demand.usd_per_hour + side, usual.usd_per_hour + side, side, words)
+
+
+def disks_usd_per_hour(iops: float, throughput: float, data_gib: float = 0.0) -> float:
+    """What an hour costs more than with the usual root volume: a faster one, and one for data of its own.
+
+    Args:
+        iops, throughput: of each volume; 3000, and 250 MiB/s, are the usual ones.
+    """
+    faster = max(0.0, iops - 3000) * IOPS_USD + (throughput - 250) / 125 * THROUGHPUT_USD
+    if not data_gib:
+        return faster
+    return 2 * faster + THROUGHPUT_USD + side_usd_per_hour(data_gib, public_ipv4=False)
 
 
 def limit(

@@ -17,12 +17,11 @@ from infra.cloud import Cloud
 from infra.console import size
 from infra.deployment import Deployment
 from infra.layout import Node
-from infra.plan.prices import file_price, storage_usd_per_month
+from infra.plan.prices import file_price, mlflow_usd_per_month, storage_usd_per_month
 from infra.records import ALIVE, Records, read_records
 
 SILENT_SECONDS = 300.0  # an instance that has not written for so long is not believed
 SNAPSHOT, VOLUME = "ebs_snapshot", "ebs_gp3"
-MLFLOW_USD_PER_HOUR = 0.0168 + 0.005  # t4g.small in us-east-1, and its public address
 REASONS = (
     ("InsufficientInstanceCapacity", "AWS has no such instance free in these zones now; it is tried again"),
     ("no Spot capacity", "there is no spot capacity now; it is tried again"),
@@ -199,13 +198,8 @@ def what_costs(cloud: Cloud, deployments: list[Deployment]) -> list[Lasting]:
     base = cloud.find_base()
     outputs = base.outputs if base else {}
     if outputs.get("mlflow_instance_id"):
-        found.append(
-            Lasting(
-                f"MLflow server {outputs['mlflow_instance_id']}",
-                MLFLOW_USD_PER_HOUR * 730,
-                MLFLOW_USD_PER_HOUR,
-            )
-        )
+        monthly = mlflow_usd_per_month()
+        found.append(Lasting(f"MLflow server {outputs['mlflow_instance_id']}", monthly, monthly / 730))
     gib = float(cloud.terraform_base().variables().get("data_volume_gib") or 0)
     if outputs.get("data_volume_id"):
         what = f"volume {outputs['data_volume_id']}"

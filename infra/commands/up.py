@@ -22,7 +22,7 @@ from infra.launch import Launch, end_instances, launch, say_limits, utc
 from infra.layout import check_deployment
 from infra.machines import ROOT_GIB, add_machine_arguments, limits_of, look_at_machines
 from infra.offer import Limits, Offer
-from infra.plan.prices import storage_usd_per_month
+from infra.plan.prices import mlflow_usd_per_month, storage_usd_per_month
 from infra.preflight import (
     Check,
     Data,
@@ -121,6 +121,11 @@ def say_plan(cloud: Cloud, options: argparse.Namespace, request: Request) -> Non
         f"what stays: data and checkpoints in S3, about {stored / 1e9:.1f} GB: "
         f"{dollars(storage_usd_per_month(stored))} a month, until python -m infra down --everything"
     )
+    if options.mlflow:
+        cloud.console.say(
+            f"--mlflow: its server runs day and night, {dollars(mlflow_usd_per_month())} a month on top, "
+            "until python -m infra down --everything"
+        )
 
 
 def _already(cloud: Cloud, known: Deployment, options: argparse.Namespace, console: Console) -> int | None:

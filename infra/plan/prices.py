@@ -27,6 +27,7 @@ Market = Literal["on-demand", "spot"]
 MARKETS: tuple[Market, ...] = ("on-demand", "spot")
 DEFAULT_REGION = "us-east-1"
 HOURS_PER_MONTH = 730
+MLFLOW_USD_PER_HOUR = 0.0168  # a t4g.small in us-east-1, on demand
 StorageKind = Literal["s3", "ebs_gp3", "ebs_snapshot"]
 
 
@@ -140,3 +141,10 @@ def side_usd_per_hour(root_gib: float, public_ipv4: bool = True) -> float:
     storage = price_table()["storage"]
     volume = root_gib * 2**30 / 1e9 * storage["ebs_gp3_usd_per_gb_month"] / HOURS_PER_MONTH
     return float(volume + (storage["public_ipv4_usd_per_hour"] if public_ipv4 else 0))
+
+
+def mlflow_usd_per_month() -> float:
+    """Of the lasting MLflow server in us-east-1: machine, public address, 12 GiB of system and 10 of data."""
+    disks = storage_usd_per_month(22 * 2**30, "ebs_gp3")
+    hourly = MLFLOW_USD_PER_HOUR + price_table()["storage"]["public_ipv4_usd_per_hour"]
+    return float(hourly * HOURS_PER_MONTH + disks)

@@ -51,3 +51,13 @@ def test_status_names_what_it_does_not_look_at(cloud: Cloud, monkeypatch: pytest
     with redirect_stdout(said):
         status.run(SimpleNamespace(name=None), cloud.console)  # type: ignore[arg-type]
     assert "eu-west-1" not in said.getvalue()
+
+
+def test_ones_own_variables_cannot_undo_what_up_promises(cloud: Cloud) -> None:
+    """Four nodes where one was priced would cost four times the worst case."""
+    file = cloud.states.root / "cluster.tfvars.json"
+    file.write_text('{"root_gib": 500, "enable_efa": true}')
+    assert cloud.own("cluster") == {"root_gib": 500, "enable_efa": True}
+    file.write_text('{"num_nodes": 4}')
+    with pytest.raises(UserError, match="sets num_nodes, which comes from --num-nodes: remove it there"):
+        cloud.own("cluster")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from infra.errors import UserError
-from infra.offer import find_offer, limit
+from infra.offer import disks_usd_per_hour, find_offer, limit
 
 
 def test_the_hours_hold_where_the_money_allows_them() -> None:
@@ -48,6 +48,17 @@ def test_the_worst_price_is_that_on_demand_with_disk_and_address() -> None:
     assert demand.expected_usd == demand.worst_usd == pytest.approx(spot.worst_usd)
     dearest = find_offer(["g6.12xlarge", "p4d.24xlarge"], "on-demand", "us-east-1", 200, None)
     assert dearest.worst_usd > 21
+
+
+def test_larger_and_faster_disks_count() -> None:
+    usual = find_offer(["g6.12xlarge"], "on-demand", "us-east-1", 200)
+    assert disks_usd_per_hour(3000, 250) == 0
+    fast = disks_usd_per_hour(16_000, 1000)
+    assert fast == pytest.approx((13_000 * 0.005 + 750 * 0.04) / 730, rel=0.03)
+    large = find_offer(["g6.12xlarge"], "on-demand", "us-east-1", 700, more_usd=fast)
+    assert large.worst_usd - usual.worst_usd == pytest.approx(fast + 500 * 1.0737 * 0.08 / 730, rel=0.01)
+    with_data = disks_usd_per_hour(3000, 250, data_gib=100)
+    assert with_data == pytest.approx((100 * 1.0737 * 0.08 + 125 * 0.04) / 730, rel=0.03)
 
 
 def test_an_unknown_price_can_be_said() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,7 +13,14 @@ from botocore.stub import ANY, Stubber
 from infra.aws import Aws
 from infra.plan import live_prices
 from infra.plan.live_prices import LivePrices, has_credentials
-from infra.plan.prices import NoPrice, price_of, side_usd_per_hour, storage_usd_per_month
+from infra.plan.prices import (
+    NoPrice,
+    mlflow_usd_per_month,
+    price_of,
+    side_usd_per_hour,
+    storage_usd_per_month,
+)
+from tests.conftest import ROOT
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
 
@@ -157,3 +165,8 @@ def test_aws_is_asked_by_itself_only_with_credentials(monkeypatch: pytest.Monkey
     assert has_credentials()
     price_of("g6.12xlarge", live=None)
     assert asked == [["g6.12xlarge"]]
+
+
+def test_the_mlflow_server_costs_what_the_page_says() -> None:
+    [row] = re.findall(r"^\| MLflow server.*?\| ([0-9.]+) \|", (ROOT / "docs/cloud.md").read_text(), re.M)
+    assert float(row) == pytest.approx(mlflow_usd_per_month(), abs=0.05)
