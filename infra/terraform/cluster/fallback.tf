@@ -1,5 +1,5 @@
 # spot-then-on-demand: where the spot group has fewer instances than it wants for fallback_minutes, the on-demand group
-# gets them. An on-demand instance that starts to work sets the spot group to 0, after which the alarm is quiet.
+# gets them. An on-demand instance that is up sets the spot group to 0, after which the alarm is quiet.
 
 resource "aws_autoscaling_policy" "fallback" {
   count = local.uses_fallback ? 1 : 0
