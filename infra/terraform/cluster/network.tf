@@ -22,7 +22,7 @@ resource "aws_vpc_security_group_egress_rule" "internet" {
   for_each = { https = 443, http = 80 }
 
   security_group_id = aws_security_group.this.id
-  description       = each.key == "https" ? "AWS, package indexes" : "Ubuntu's package archives, which are signed"
+  description       = each.key == "https" ? "AWS, package indexes" : "Package archives of Ubuntu, which are signed"
   ip_protocol       = "tcp"
   from_port         = each.value
   to_port           = each.value

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,8 @@ ANY_RESOURCE = {
 NOT_OURS = ("aws_sns_topic", "aws_vpc_endpoint")
 OUT_PORTS = {(80, 80), (443, 443)}  # to anywhere
 MAX_USER_DATA_BYTES = 16 << 10
+# All that EC2 takes in the description of a security group or of its rules; a local AWS takes anything.
+DESCRIPTION = re.compile(r"[a-zA-Z0-9. _:/()#,@\[\]+=&;{}!$*-]{1,255}")
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,9 @@ def network(resource: Resource) -> Iterator[str]:
             yield f"lets {values['ip_protocol']} {ports} out to {values['cidr_ipv4']}"
     if resource.type == "aws_subnet" and values.get("map_public_ip_on_launch"):
         yield "gives everything a public address"
+    described = resource.type.startswith(("aws_security_group", "aws_vpc_security_group"))
+    if described and (words := values.get("description")) and not DESCRIPTION.fullmatch(words):
+        yield f"has a description that EC2 refuses ({words})"
     if resource.type == "aws_security_group_rule":
         yield "is a rule of the old kind, which is not checked"
 

@@ -120,6 +120,12 @@ BROKEN: list[tuple[str, str, Break, str]] = [
         _set("ip_protocol", to="-1"),
         "out to",
     ),
+    (
+        "cluster",
+        'aws_vpc_security_group_egress_rule.internet["http"]',
+        _set("description", to="Ubuntu's archives"),
+        "EC2 refuses",
+    ),
     ("cluster", TEMPLATE, _set("metadata_options", 0, "http_tokens", to="optional"), "IMDSv1"),
     ("cluster", TEMPLATE, _set("metadata_options", 0, "http_put_response_hop_limit", to=2), "hop limit"),
     ("cluster", TEMPLATE, _set("metadata_options", to=[]), "IMDSv1"),
