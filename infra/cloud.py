@@ -252,7 +252,8 @@ class Cloud:
         with contextlib.suppress(FileNotFoundError, ValueError):
             content = self.folder.read(Keys(name).job_folder + DEPLOYMENT_KEY)
             known = Deployment.model_validate_json(content)
-            if known.account_id != self.account_id or known.name != name:
+            # Instances may write here: only what is said of this account, region and name is believed.
+            if (known.account_id, known.region, known.name) != (self.account_id, self.region, name):
                 return None
             self.states.save(known)
         return known

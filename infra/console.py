@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Any
 
 from infra.errors import UserError
+
+
+def plain(text: str) -> str:
+    """Without control characters: much of what is said comes from records that instances write."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
 
 
 class Console:
@@ -16,10 +22,10 @@ class Console:
         self.as_json, self._is_sure = as_json, is_sure
 
     def say(self, line: str = "") -> None:
-        print(line, file=sys.stderr if self.as_json else sys.stdout, flush=True)
+        print(plain(line), file=sys.stderr if self.as_json else sys.stdout, flush=True)
 
     def warn(self, line: str) -> None:
-        print(f"warning: {line}", file=sys.stderr, flush=True)
+        print(f"warning: {plain(line)}", file=sys.stderr, flush=True)
 
     def result(self, facts: dict[str, Any]) -> None:
         """Once, at the end."""

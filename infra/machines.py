@@ -41,7 +41,7 @@ def look_at_machines(
     """Account, bucket, quotas, zones and price."""
     if not 1 <= options.num_nodes <= 64:
         raise UserError(f"--num-nodes {options.num_nodes} is not from 1 to 64")
-    types = [word.strip() for word in options.instance_type.split(",") if word.strip()]
+    types = instance_types_of(options)
     if not types:
         raise UserError(f"--instance-type {options.instance_type!r} names no type, such as {DEFAULT_TYPE}")
     if options.num_nodes > 1 and len(types) > 1:
@@ -62,6 +62,10 @@ def look_at_machines(
     )
     checks += [zones_check, Check("price", "ok", f"price {offer.words}")]
     return checks, offer, zones, types
+
+
+def instance_types_of(options: argparse.Namespace) -> list[str]:
+    return [word.strip() for word in options.instance_type.split(",") if word.strip()]
 
 
 def _disks_of(cloud: Cloud) -> tuple[float, float]:

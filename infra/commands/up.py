@@ -20,7 +20,13 @@ from infra.deployment import Deployment
 from infra.errors import UserError
 from infra.launch import Launch, end_instances, launch, say_limits, utc
 from infra.layout import check_deployment
-from infra.machines import ROOT_GIB, add_machine_arguments, limits_of, look_at_machines
+from infra.machines import (
+    ROOT_GIB,
+    add_machine_arguments,
+    instance_types_of,
+    limits_of,
+    look_at_machines,
+)
 from infra.offer import Limits, Offer
 from infra.plan.prices import mlflow_usd_per_month, storage_usd_per_month
 from infra.preflight import (
@@ -162,6 +168,7 @@ def _differences(known: Deployment, options: argparse.Namespace) -> list[str]:
         "--max-hours": options.max_hours,
         "--num-nodes": options.num_nodes,
         "--capacity": options.capacity,
+        "--instance-type": tuple(instance_types_of(options)),
         "overrides": tuple(options.overrides),
     }
     there: dict[str, Any] = {
@@ -169,6 +176,7 @@ def _differences(known: Deployment, options: argparse.Namespace) -> list[str]:
         "--max-hours": known.max_hours,
         "--num-nodes": known.num_nodes,
         "--capacity": known.capacity,
+        "--instance-type": known.instance_types,
         "overrides": known.overrides,
     }
     return [

@@ -11,7 +11,7 @@ import pytest
 
 from infra.__main__ import COMMANDS, command_line, main
 from infra.aws import Aws, AwsError, explained
-from infra.commands import ui
+from infra.commands import ui, up
 from infra.commands.logs import LogReader
 from infra.commands.up import deployment_name
 from infra.console import Console, duration, size
@@ -159,3 +159,17 @@ def test_nobody_is_asked_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> 
 def test_words_for_sizes_and_times() -> None:
     assert [size(n) for n in (0, 999, 65e9, 2e12)] == ["0 bytes", "999 bytes", "65.0 GB", "2.00 TB"]
     assert [duration(s) for s in (5, 240, 12000)] == ["5 s", "4 min", "3 h 20 min"]
+
+
+def test_a_running_deployment_is_not_taken_for_another() -> None:
+    """Asked for other machines than those that run, `up` says so, instead of "up already"."""
+    words = ["r.yaml", "--max-usd", "50", "--max-hours", "20", "--instance-type"]
+    known = deployment(instance_types=("g6.12xlarge",), capacity="spot-then-on-demand")
+    same, other = (command_line("up").parse_args([*words, name]) for name in ("g6.12xlarge", "p5.48xlarge"))
+    assert up._differences(known, same) == []
+    assert up._differences(known, other) == ["--instance-type g6.12xlarge, not p5.48xlarge"]
+
+
+def test_what_an_instance_wrote_does_not_rule_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    Console().say("failed: \x1b[2Jno\x07 GPU\x9b31m\nnext")
+    assert capsys.readouterr().out == "failed: [2Jno GPU31m\nnext\n"
