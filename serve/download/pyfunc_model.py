@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
@@ -23,14 +24,17 @@ class ImageClassifier(PythonModel):
 
         self._classifier = OnnxClassifier(Path(context.artifacts["model"]))
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
-        import pandas as pd
+    # Of another type than a table, or of none, MLflow warns whoever loads the model.
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        return pd.DataFrame([self._row(content) for content in model_input["image"]])
 
-        return pd.DataFrame([self._row(bytes(content)) for content in model_input["image"]])
-
-    def _row(self, content: bytes) -> dict[str, Any]:
+    def _row(self, content: Any) -> dict[str, Any]:
         try:
-            found = self._classifier.classify([content], TOP)[0]
+            if not isinstance(content, bytes | bytearray | memoryview):
+                raise ValueError("This is not the bytes of an image file.")
+            found = self._classifier.classify([bytes(content)], TOP)[0]
         except ValueError as error:  # of one image; the others are answered all the same
             return {"name": "", "probability": 0.0, "names": [], "probabilities": [], "error": str(error)}
         return {

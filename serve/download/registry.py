@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,10 @@ def _log(
     pinned = [f"{package}=={importlib.metadata.version(package)}" for package in PACKAGES]
     with (
         _talking_to(uri),
+        warnings.catch_warnings(),
         mlflow.start_run(run_id=own, experiment_id=place, run_name=None if own else f"register {name}"),
     ):
+        warnings.simplefilter("ignore")  # of a missing example of the input: the signature tells it all
         logged = mlflow.pyfunc.log_model(
             name="classifier",
             python_model=str(MODEL_FILE),
