@@ -57,4 +57,5 @@ def run(options: argparse.Namespace) -> int:
 def _origin(run: str) -> str:
     if is_s3(run):
         return "s3"
-    return "folder" if Path(run).is_dir() else "mlflow"
+    # A path that leads nowhere is a mistyped one, and no name in MLflow.
+    return "folder" if Path(run).is_dir() or run.startswith((".", "/", "~")) or "/" in run else "mlflow"

@@ -32,8 +32,14 @@ def bring(run: str, folder: Path, uri: str) -> Path:
         ValueError: no such run, none with a checkpoint, or `folder` holds another one.
         RuntimeError: the server cannot be reached, or what came is damaged.
     """
-    client = open_client(uri)
     shown = without_credentials(uri)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        # MLflow would make one.
+        raise ValueError(
+            f"there is no MLflow store at {shown}: name it with --tracking-uri, or a folder or s3://… in "
+            f"place of {run!r}"
+        )
+    client = open_client(uri)
     try:
         found = find_run(client, run)
         files = None if found is None else _list(client, found.info.run_id)

@@ -129,3 +129,14 @@ def test_from_mlflow_by_name(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert main(words) == 0 and best_of(tmp_path / "out") == best_of(run)
     assert main(["download", "nobody", *words[2:]]) == 1
     assert "has no run 'nobody'" in capsys.readouterr().err
+
+
+def test_what_is_nowhere_is_said_and_makes_no_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert main(["download", "mistyped", "--out", str(tmp_path / "runs" / "mine")]) == 1
+    assert "there is no MLflow store at sqlite:///" in capsys.readouterr().err
+    assert main(["download", str(tmp_path / "mistyped"), "--out", str(tmp_path / "runs" / "mine")]) == 1
+    assert "mistyped holds no checkpoint: name a run's folder" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.db"))
