@@ -115,7 +115,8 @@ def info_of(trained: TrainedModel, path: Path, digest: str, manifest: Manifest |
         class_names=trained.class_names,
         display_names=_display_names(manifest),
         flip_average=recipe.validation.flip_average,
-        model=recipe.model.model_dump(mode="json"),
+        # Where the first weights lay is a folder of this machine, and the network is built without.
+        model=recipe.model.model_dump(mode="json") | {"checkpoint": None},
         provenance={
             "run": run_folder.name if run_folder else recipe.run.name,
             "checkpoint_sha256": digest,

@@ -115,7 +115,7 @@ def _recipe(recipe: Recipe | None, summary: dict[str, Any]) -> str:
     changed = recipe.augmentation.model_dump(exclude_defaults=True)
     rows = {
         "epochs": f"{summary.get('epochs', '?')} of {recipe.num_epochs}",
-        "weights at the start": summary.get("weights_note") or recipe.weights_at_start,
+        "weights at the start": _start(recipe, summary),
         "batch": recipe.data.global_batch_size,
         "training resolution": recipe.data.resolution,
         "optimizer": f"{recipe.optimizer.name}, peak rate {recipe.optimizer.peak_lr:g}, weight decay "
@@ -128,6 +128,12 @@ def _recipe(recipe: Recipe | None, summary: dict[str, Any]) -> str:
         "average of weights": f"EMA {recipe.ema.decay:g}" if recipe.ema else "none",
     }
     return "## Recipe\n\n| | |\n|---|---|\n" + "\n".join(f"| {k} | {_cell(v)} |" for k, v in rows.items())
+
+
+def _start(recipe: Recipe, summary: dict[str, Any]) -> str:
+    """Where the first weights come from, without folders of this machine."""
+    note, path = str(summary.get("weights_note") or recipe.weights_at_start), recipe.model.checkpoint
+    return note if path is None else note.replace(str(path), path.name)
 
 
 def _figures(summary: dict[str, Any], report: dict[str, Any], forms: dict[str, dict[str, Any]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from serve.classifier import OnnxClassifier, TorchClassifier, open_classifier
 from serve.export.timm_folder import timm_fault
 from serve.model_folder import load_source
 from serve.portable.model_info import load_info
+from tests.unit.serve.trained_run import TIMM, build_run
 from train.config import HeadSection, ModelSection
 
 FORMS = ("safetensors", "onnx", "torchscript", "pt2", "int8")
@@ -134,6 +136,19 @@ def test_a_second_format_joins_the_first_and_another_checkpoint_replaces_it(
     export(own_run, tmp_path, prepared[0], "--format", "safetensors")
     assert set(load_info(tmp_path).files) == {"safetensors"}
     assert not (tmp_path / "model.onnx").exists() and not (tmp_path / "config.json").exists()
+
+
+def test_no_folder_of_this_machine_is_in_an_export(
+    timm_run: Path, prepared: tuple[Path, Manifest], tmp_path: Path
+) -> None:
+    start = Path(shutil.copytree(timm_run, tmp_path / "secret" / "before"))
+    run = build_run(tmp_path / "next", prepared[0], {**TIMM, "checkpoint": str(start)}, steps=1)
+    summary = json.loads((run / "summary.json").read_text())
+    summary["weights_note"] = f"weights of 9 tensors from {start}"  # as a training says it
+    (run / "summary.json").write_text(json.dumps(summary))
+    out = export(run, tmp_path / "out", prepared[0], "--format", "safetensors")
+    assert "weights of 9 tensors from before" in (out / "README.md").read_text()
+    assert not [p for p in out.iterdir() if p.suffix in (".md", ".json") and "secret" in p.read_text()]
 
 
 @pytest.mark.parametrize("name", ["README.md", "config.json", "model.onnx"])
