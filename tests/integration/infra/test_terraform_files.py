@@ -176,3 +176,6 @@ def test_the_users_policy_has_what_a_local_aws_never_asks_for() -> None:
     # The tags of a budget are read after it is made; an upload that was interrupted is gone on with.
     assert {"budgets:ListTagsForResource", "sns:ListSubscriptionsByTopic"} <= set(allowed)
     assert "s3:ListMultipartUploadParts" in allowed
+    # A tunnel has a channel for its data, whose session is named after whoever opens it, users and roles.
+    sessions = {f"arn:aws:ssm:*:*:session/${{aws:{who}}}-*" for who in ("userid", "username")}
+    assert sessions <= set(allowed["ssmmessages:OpenDataChannel"]["Resource"])
