@@ -70,7 +70,8 @@ def run(options: argparse.Namespace) -> int:
         if is_s3(options.source):
             from serve.download.from_s3 import bring
 
-            path = bring(options.source, Path(folder) / "run")
+            # Called as the run is: its card names it so.
+            path = bring(options.source, Path(folder) / options.source.rstrip("/").rpartition("/")[2])
         return _export(path, options)
 
 
