@@ -176,4 +176,6 @@ def _three(values: Any, name: str, above: float) -> tuple[float, float, float]:
 def _texts(values: Any, name: str) -> tuple[str, ...]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise ValueError(f"{name} must be texts")
+    if any("\ud800" <= char <= "\udfff" for value in values for char in value):
+        raise ValueError(f"{name} hold halves of characters, which nobody could print")
     return tuple(values)

@@ -178,7 +178,13 @@ def test_faults_are_one_sentence(
     with pytest.raises(ValueError, match=r"damaged \(it lacks 'resolution_cap'\)"):
         load_info(tmp_path)
     info = json.loads((exported / "preprocessing.json").read_text())
-    for key, value in (("files", {"onnx": "../x.onnx"}), ("mean", [0, 1]), ("std", [0, 1, 1])):
+    hostile = (
+        ("files", {"onnx": "../x.onnx"}),
+        ("mean", [0, 1]),
+        ("std", [0, 1, 1]),
+        ("class_names", ["\ud800", "b", "c", "d"]),
+    )
+    for key, value in hostile:
         (tmp_path / "preprocessing.json").write_text(json.dumps(info | {key: value}))
         with pytest.raises(ValueError, match="damaged"):
             load_info(tmp_path)
