@@ -22,8 +22,8 @@ def data_folder(job: Job, settings: Settings, version: str) -> Path:
     return settings.cache / "data" / f"{name or 'data'}-{version[:VERSION_DIGITS]}"
 
 
-def copy_command(job: Job, target: Path) -> list[str]:
-    return [_python(), "-m", "data_prep", "copy", job.data, str(target)]
+def copy_command(source: str, target: Path) -> list[str]:
+    return [_python(), "-m", "data_prep", "copy", source, str(target)]
 
 
 def overrides(job: Job, settings: Settings, data: Path) -> list[str]:

@@ -70,6 +70,11 @@ class Settings:
         return self.root / "run/sprint/verdict"
 
     @property
+    def data_volume(self) -> Path:
+        """Where sprint-bootstrap mounts the data volume, if there is one."""
+        return self.root / "mnt/data"
+
+    @property
     def runs(self) -> Path:
         return self.cache / "runs"
 

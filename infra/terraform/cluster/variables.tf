@@ -88,7 +88,7 @@ variable "mlflow_security_group_id" {
 }
 
 variable "data_snapshot_id" {
-  description = "base's output data_snapshot_id: each instance gets a volume made from it at /dev/sdf, which nothing of ours mounts yet; \"\" for none."
+  description = "base's output data_snapshot_id: each instance gets a volume made from it at /dev/sdf, mounted read-only at /mnt/data where its file system has the label sprint-data; \"\" for none."
   type        = string
   default     = ""
 

@@ -146,10 +146,14 @@ def two_disks(sandbox: Sandbox) -> None:
         for name in (f"AWS{number}", f"AWS{number}_1", f"AWS{number}-part1"):
             (links / f"nvme-Amazon_EC2_NVMe_Instance_Storage_{name}").symlink_to(disk)
     (links / "nvme-Amazon_Elastic_Block_Store_vol0").symlink_to(sandbox.root / "dev/nvme0n1")
+    labels = sandbox.root / "dev/disk/by-label"
+    labels.mkdir()
+    (labels / "sprint-data").symlink_to(sandbox.root / "dev/nvme1n1")
 
 
 def mounted_by_the_image(sandbox: Sandbox) -> None:
     two_disks(sandbox)
+    (sandbox.root / "dev/disk/by-label/sprint-data").unlink()
     (sandbox.root / "mounted").write_text(f"{sandbox.root}/opt/dlami/nvme\n")
 
 
@@ -389,7 +393,9 @@ def test_the_instance_store_is_striped_and_mounted(ended: dict[str, Sandbox]) ->
     assert made[1:3] == ["--create", f"{root}/dev/md/sprint"] and "--raid-devices=2" in made
     assert made[-2:] == [f"{root}/dev/nvme1n1", f"{root}/dev/nvme2n1"], "the instance's disks, each once"
     assert sandbox.calls("mkfs.ext4")[0][-1] == f"{root}/dev/md/sprint"
-    assert sandbox.calls("mount")[0][-2:] == [f"{root}/dev/md/sprint", f"{root}/mnt/cache"]
+    cache, data = sandbox.calls("mount")
+    assert cache[-2:] == [f"{root}/dev/md/sprint", f"{root}/mnt/cache"]
+    assert data == ["mount", "-o", "ro,noatime", f"{root}/dev/disk/by-label/sprint-data", f"{root}/mnt/data"]
 
 
 def test_disks_that_the_machine_image_has_mounted_are_used_as_they_are(ended: dict[str, Sandbox]) -> None:

@@ -56,16 +56,6 @@ def test_the_tests_render_as_terraform_does(rendered: str) -> None:
     assert mine == theirs
 
 
-def test_cloud_init_takes_it(rendered: str, tmp_path: Path) -> None:
-    cloud_init = shutil.which("cloud-init")
-    if cloud_init is None:
-        pytest.skip("cloud-init is not installed")
-    (tmp_path / "user-data").write_text(rendered)
-    command = [cloud_init, "schema", "--config-file", str(tmp_path / "user-data")]
-    said = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert said.returncode == 0 and "Valid" in said.stdout, said.stdout + said.stderr
-
-
 def test_units_start_what_is_there_and_fail_into_the_end(tmp_path: Path, bucket: Bucket) -> None:
     sandbox = Sandbox(tmp_path / "root", bucket, "0" * 64)
     units = {path.name for path in (sandbox.root / "etc/systemd/system").iterdir()}
