@@ -81,7 +81,9 @@ if [ ! -e "$STAMP" ]; then
     "$FOUND" -m venv --clear "$VENV"
   fi
   say "installing Python packages into $VENV (some 3 GB the first time; pip's cache helps the second)"
-  "$VENV/bin/pip" install --disable-pip-version-check --quiet --constraint constraints.txt --editable ".[${EXTRAS:-dev}]"
+  # Most of what is installed is never imported, and what is compiles itself: not all of it beforehand.
+  "$VENV/bin/pip" install --disable-pip-version-check --quiet --no-compile --constraint constraints.txt \
+    --editable ".[${EXTRAS:-dev}]"
   touch "$STAMP"
 fi
 

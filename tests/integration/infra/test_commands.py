@@ -102,6 +102,7 @@ def test_a_second_up_has_nothing_to_do_or_is_refused(
         assert "another machine changes mine" in up(empty, prepared_tars[0], code=1).err
 
 
+@pytest.mark.long
 def test_after_an_end_up_starts_again_unless_it_is_finished(
     empty: LocalCloud, prepared_tars: tuple[Path, Manifest]
 ) -> None:
@@ -121,6 +122,7 @@ def test_after_an_end_up_starts_again_unless_it_is_finished(
     assert facts["max_usd"] == 7 and facts["deadline"] > before.deadline
 
 
+@pytest.mark.long
 def test_a_preparation_writes_its_data_set_and_ends(
     empty: LocalCloud, image_folder: Path, tmp_path: Path
 ) -> None:
@@ -155,6 +157,7 @@ def test_a_preparation_writes_its_data_set_and_ends(
     assert "data/small/manifest.json" in empty.bucket.files(), "the data set stays"
 
 
+@pytest.mark.long
 def test_another_machine_goes_on_with_what_is_in_s3(empty: LocalCloud, tmp_path: Path) -> None:
     """The laptop is lost: its state folder is gone."""
     for name in ("base", "deployments"):
@@ -174,6 +177,7 @@ def test_another_machine_goes_on_with_what_is_in_s3(empty: LocalCloud, tmp_path:
     assert f"{Keys(NAME).run}latest.json" in empty.bucket.files()
 
 
+@pytest.mark.long
 def test_what_was_not_fetched_keeps_the_bucket(empty: LocalCloud) -> None:
     said = empty.run("down", "--everything", "--yes", code=1)
     assert f"the best checkpoint of {NAME} is in the bucket only" in said.err

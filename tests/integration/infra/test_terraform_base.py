@@ -24,6 +24,9 @@ VARIABLES = base_variables(
     enable_data_snapshot=True,
 )
 
+# CI applies and destroys both modules in test_story; here each resource is looked at.
+pytestmark = pytest.mark.long
+
 
 @dataclass(frozen=True)
 class Base:

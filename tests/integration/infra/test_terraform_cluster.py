@@ -19,6 +19,9 @@ from tests.integration.infra.terraform_rules import faults
 GROUPS = {"spot": "sprint-mine-spot", "on-demand": "sprint-mine-on-demand"}
 ROLE = "sprint-instance-us-east-1"
 
+# CI applies and destroys both modules in test_story; here each resource is looked at.
+pytestmark = pytest.mark.long
+
 
 @dataclass(frozen=True)
 class Cluster:
