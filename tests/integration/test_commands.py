@@ -75,6 +75,7 @@ def test_readme_make_targets_exist() -> None:
         assert f"make {target} " in listed, target
 
 
+@pytest.mark.long
 def test_demo_goes_through_and_then_counts_up(workplace: Path, tmp_path: Path) -> None:
     source = write_image_folder(tmp_path / "my pictures", num_classes=3, num_train=30, num_val=8)
     words = [sys.executable, "scripts/demo.py", "--source", str(source)]

@@ -71,6 +71,7 @@ def test_figures_are_those_of_the_trainings(trained: Path, from_folders: dict) -
     assert [run["name"] for run in from_folders["runs"]] == ["small", "wide"]
 
 
+@pytest.mark.long
 def test_speed_and_memory_are_measured_in_processes_of_their_own(trained: Path) -> None:
     recipe = load_recipe(trained / "wide" / "recipe.yaml")
     cost = measure_cost(recipe, 4, 32, world_size=1, with_training=True)

@@ -98,6 +98,7 @@ def test_training_goes_on_while_the_disk_takes_nothing(
     assert load_checkpoint(folder / "checkpoints" / names[-1])["progress"]["step"] == steps[-1]
 
 
+@pytest.mark.long
 def test_a_disk_that_stays_full_ends_in_a_sentence_and_the_run_can_go_on(
     prepared: tuple[Path, Manifest], small_disk: Path, tmp_path: Path
 ) -> None:

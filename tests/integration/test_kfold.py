@@ -19,6 +19,9 @@ from evaluation.kfold.results import load_out_of_fold
 from tests.integration.launch import read_json, run, start, write_recipe
 from train.data.folds import assign_folds
 
+# A minute of trainings; the folds themselves are in tests/unit/evaluation/test_kfold_folds.py.
+pytestmark = pytest.mark.long
+
 COLOURS = ((200, 60, 60), (60, 190, 60), (70, 70, 210))
 NUM_EACH = 30  # of a class; every tenth of them lies in the folder of the next class
 WAIT_SECONDS = 900.0  # of a machine that does much else

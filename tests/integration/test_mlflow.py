@@ -120,6 +120,7 @@ def runs_of(uri: str, experiment: str) -> list[Any]:
     return client.search_runs([found.experiment_id]) if found else []
 
 
+@pytest.mark.long
 def test_rows_survive_every_kind_of_fault(server: MlflowServer, proxy: Proxy, tmp_path: Path) -> None:
     draw = random.Random(3)
     faults = Counter[str]()

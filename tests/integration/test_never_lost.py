@@ -127,6 +127,7 @@ def test_a_killed_rank_is_started_again_by_torchrun_and_changes_nothing(
     assert differences(*best) == []
 
 
+@pytest.mark.long
 def test_another_recipe_is_refused_and_may_fork(calm: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(calm[1], tmp_path / "first")
     (tmp_path / "first" / "status.json").unlink()  # as if it had been stopped

@@ -57,10 +57,11 @@ def kill_and_finish(bench: Bench, out: Path, shard_format: str, kills: list[dict
 
 
 @pytest.mark.parametrize("shard_format", FORMATS)
-def test_killed_at_seeded_points(bench: Bench, tmp_path: Path, shard_format: str) -> None:
+@pytest.mark.parametrize("count", [8, pytest.param(20, marks=pytest.mark.long)])
+def test_killed_at_seeded_points(bench: Bench, tmp_path: Path, shard_format: str, count: int) -> None:
     generator = random.Random(1)
     num_points = 3 * len(bench.operations[shard_format])
-    for points in [generator.sample(range(num_points), 1 + number % 2) for number in range(20)]:
+    for points in [generator.sample(range(num_points), 1 + number % 2) for number in range(count)]:
         kill_and_finish(bench, tmp_path / "out", shard_format, [{"point": point} for point in points])
 
 

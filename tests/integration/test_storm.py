@@ -28,6 +28,7 @@ def injected(table: str) -> int:
 
 
 @pytest.mark.parametrize("kinds", [KINDS, pytest.param(MORE_KINDS, marks=pytest.mark.long)])
+@pytest.mark.long
 def test_every_fault_is_survived(tmp_path: Path, kinds: tuple[str, ...]) -> None:
     words = ("--rounds", "1", "--faults", str(len(kinds)), "--seed", "1", "--loaders", "reference")
     table = storm(tmp_path, *words, "--only", ",".join(kinds), timeout=900)

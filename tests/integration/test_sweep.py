@@ -16,6 +16,9 @@ from tests.integration.launch import read_json, run, start, write_recipe
 from train.run_folder import read_status
 from train.sweep.trial import StopRequest, TrialStart, run_trial
 
+# A minute of trainings; the search itself is in tests/unit/train/test_sweep.py.
+pytestmark = pytest.mark.long
+
 SEARCH = ("optimizer.peak_lr=log:0.01..0.5", "data.crop_scale.0=0.2..0.8")
 
 

@@ -58,6 +58,7 @@ def test_without_a_yes_nothing_is_made(empty: LocalCloud, prepared_tars: tuple[P
     assert empty.left() == []
 
 
+@pytest.mark.long
 def test_ctrl_c_says_what_exists_and_the_same_command_goes_on(
     empty: LocalCloud, prepared_tars: tuple[Path, Manifest]
 ) -> None:
@@ -89,6 +90,7 @@ def test_ctrl_c_says_what_exists_and_the_same_command_goes_on(
     assert reaper["MaxSize"] == 0 and abs(reaper["StartTime"].timestamp() - facts["deadline"]) < 2
 
 
+@pytest.mark.long
 def test_a_second_up_has_nothing_to_do_or_is_refused(
     empty: LocalCloud, prepared_tars: tuple[Path, Manifest]
 ) -> None:
