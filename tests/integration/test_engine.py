@@ -105,6 +105,7 @@ def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.T
 
 
 @pytest.mark.parametrize("name", ["accumulated", "plain"])
+@pytest.mark.long
 def test_accumulation_and_ranks_equal_the_big_batch(trained: dict[int, Path], name: str) -> None:
     whole = state(trained, "plain")["model"]
     for num_ranks in (1, 2):
@@ -271,6 +272,7 @@ def test_stopped_with_everything_on_equals_a_calm_run(
     assert states[0]["early_stopping"] == states[1]["early_stopping"]
 
 
+@pytest.mark.long
 def test_a_budget_shortens_the_run_which_anneals_inside_it(
     prepared: tuple[Path, Manifest], tmp_path: Path
 ) -> None:

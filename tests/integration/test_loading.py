@@ -69,6 +69,7 @@ def test_nothing_is_left_behind(prepared: tuple[Path, Manifest], case: Case) -> 
 
 
 @pytest.mark.parametrize("case", long_but("reference-workers"))
+@pytest.mark.long
 def test_ctrl_c_ends_the_process_and_its_workers(prepared: tuple[Path, Manifest], case: Case) -> None:
     process = start("forever", case, prepared[0])
     assert process.stdout is not None
@@ -80,6 +81,7 @@ def test_ctrl_c_ends_the_process_and_its_workers(prepared: tuple[Path, Manifest]
 
 
 @pytest.mark.parametrize("case", long_but("reference-workers"))
+@pytest.mark.long
 def test_signals_to_a_whole_job_are_for_the_rank_alone(prepared: tuple[Path, Manifest], case: Case) -> None:
     process = start("signals", case, prepared[0])
     out, err = wait(process)
@@ -98,6 +100,7 @@ def test_a_process_ends_though_nobody_closed_its_workers(prepared: tuple[Path, M
 
 
 @pytest.mark.parametrize("case", long_but("reference"))
+@pytest.mark.long
 def test_a_process_whose_disk_is_stuck_says_so_and_ends(prepared: tuple[Path, Manifest], case: Case) -> None:
     process = start("stuck", case, prepared[0])
     _, err = wait(process)

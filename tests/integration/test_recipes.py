@@ -154,6 +154,7 @@ def few_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("path", ONE_A_FAMILY, ids=lambda path: path.stem)
+@pytest.mark.long
 def test_recipe_passes_check_at_its_own_sizes(path: Path, few_images: Path, tmp_path: Path) -> None:
     overrides = [
         f"data.path={few_images}",

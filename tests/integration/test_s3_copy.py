@@ -84,6 +84,7 @@ def test_copies_hold_the_same_bytes(
 
 @pytest.mark.parametrize("kind", KINDS[1:])
 @pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.long) for n in range(1, 8))])
+@pytest.mark.long
 def test_a_storm_passes(
     bucket: Bucket, noise_sets: NoiseSets, tmp_path: Path, copy: Any, kind: str, seed: int
 ) -> None:

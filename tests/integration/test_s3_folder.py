@@ -133,6 +133,7 @@ def in_pieces(folder: S3Folder, content: bytes, piece_bytes: int = 5 * MIB) -> N
     ["CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload", "PutObject", "DeleteObject"],
 )
 @pytest.mark.parametrize("fault", ["drop-answer", "drop-upload", "503 SlowDown", "429 Throttled"])
+@pytest.mark.long
 def test_done_twice_is_done_once(bucket: Bucket, folder: S3Folder, operation: str, fault: str) -> None:
     content = random.Random(1).randbytes(6 * MIB)
     bucket.server.rule = first(operation, fault)

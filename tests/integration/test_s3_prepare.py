@@ -118,6 +118,7 @@ def storm(seed: int, probability: float) -> Rule:
         *(pytest.param(f, s, marks=pytest.mark.long) for s in range(2, 12) for f in FORMATS),
     ],
 )
+@pytest.mark.long
 def test_a_storm_passes(bucket: Bucket, noise_sets: NoiseSets, format: str, seed: int) -> None:
     bucket.server.rule = storm(seed, 0.25)
     outcome = data_prep(*prepare_words(noise_sets, format, bucket.at("set")))
@@ -140,6 +141,7 @@ def test_stalls_pass(bucket: Bucket, noise_sets: NoiseSets) -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.long
 def test_an_outage_ends_in_a_sentence_and_the_next_start_goes_on(
     bucket: Bucket, noise_sets: NoiseSets, format: str
 ) -> None:
@@ -229,6 +231,7 @@ def test_killed_while_uploading(
             assert not [asked for asked in bucket.server.all("UploadPart") if asked.key.endswith(name)]
 
 
+@pytest.mark.long
 def test_what_a_killed_start_with_other_settings_left(bucket: Bucket, noise_sets: NoiseSets) -> None:
     bucket.server.rule = lambda asked: "kill" if (asked.operation, asked.nth) == ("UploadPart", 2) else None
     outcome = data_prep(*prepare_words(noise_sets, "dali", bucket.at("set")), server=bucket.server)

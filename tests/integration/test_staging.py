@@ -152,6 +152,7 @@ def test_ranks_of_a_machine_stage_once_and_then_reuse(
     assert output.count("staged: ") == output.count("is reused") == 1
 
 
+@pytest.mark.long
 def test_a_signal_to_one_rank_ends_staging_on_all(
     bucket: Bucket, noise_sets: NoiseSets, tmp_path: Path, launch: Any
 ) -> None:
@@ -183,6 +184,7 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
         time.sleep(0.02)
 
 
+@pytest.mark.long
 def test_machines_share_a_version_and_a_fault(
     bucket: Bucket, noise_sets: NoiseSets, tmp_path: Path, launch: Any
 ) -> None:
