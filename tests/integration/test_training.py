@@ -155,7 +155,11 @@ def wait_for_step(folder: Path, step: int, process) -> None:  # type: ignore[no-
 
 @pytest.mark.parametrize(
     ("num_ranks", "number"),
-    [pytest.param(1, signal.SIGTERM, marks=pytest.mark.long), (2, signal.SIGTERM), (1, signal.SIGINT)],
+    [
+        pytest.param(1, signal.SIGTERM, marks=pytest.mark.long),
+        (2, signal.SIGTERM),
+        pytest.param(1, signal.SIGINT, marks=pytest.mark.long),
+    ],
 )
 def test_stopped_and_taken_up_again_equals_a_calm_run(
     prepared: tuple[Path, Manifest], tmp_path: Path, num_ranks: int, number: int
