@@ -60,6 +60,7 @@ def is_alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("case", long_but("ffcv", "dali"))
+@pytest.mark.long
 def test_nothing_is_left_behind(prepared: tuple[Path, Manifest], case: Case) -> None:
     process = start("endings", case, prepared[0])
     out, err = wait(process)

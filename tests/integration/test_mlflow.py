@@ -426,6 +426,7 @@ def kill_and_restart(server: MlflowServer, folder: Path) -> None:
     assert logged.info.status == "FINISHED"
 
 
+@pytest.mark.long
 def test_server_killed_in_the_middle(server: MlflowServer, tmp_path: Path) -> None:
     kill_and_restart(server, tmp_path / "on-sqlite")
 

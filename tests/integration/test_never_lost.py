@@ -147,6 +147,7 @@ def test_another_recipe_is_refused_and_may_fork(calm: tuple[Path, Path], tmp_pat
     assert differences(final_state(calm[1]), final_state(tmp_path / "first")) == []
 
 
+@pytest.mark.long
 def test_sample_ids_on_another_number_of_ranks(
     calm: tuple[Path, Path], prepared: tuple[Path, Manifest], tmp_path: Path
 ) -> None:

@@ -207,6 +207,7 @@ MORE_KILLS = [
     ("format", "operation", "nth", "kill"),
     [*KILLS, *(pytest.param(*moment, marks=pytest.mark.long) for moment in MORE_KILLS)],
 )
+@pytest.mark.long
 def test_killed_while_uploading(
     bucket: Bucket, noise_sets: NoiseSets, format: str, operation: str, nth: int, kill: str
 ) -> None:
