@@ -26,13 +26,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import google_crc32c
 
 READ_BYTES = 1 << 20
 STREAM_BYTES = 16 << 20  # of one range, where a file is read from front to back
 STREAM_THREADS = 4  # ranges in flight then; S3 gives 5 Gbit/s a connection
+LOCK_POLL_SECONDS = 0.2
 DISK_FULL_WAITS = (1.0, 2.0, 4.0)  # seconds; somebody may be freeing space
 
 Result = TypeVar("Result")
@@ -372,25 +373,36 @@ def crc32c(content: bytes | bytearray | memoryview) -> int:
 
 
 @contextlib.contextmanager
-def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Hold `folder` for one writer; a second one gets FolderInUse (a RuntimeError) at once.
+def exclusive_lock(folder: Path, wait_seconds: float = 0.0) -> Iterator[None]:
+    """Hold `folder` for one writer; a second one waits so long, and then gets FolderInUse (a RuntimeError).
 
     The lock is the kernel's, so it ends with its process however that dies.
     """
-    with (folder / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        # Opened anew each time: whoever held it may have removed the folder, and with it the file.
+        with (folder / ".lock").open("a") as file:
+            if _is_locked(file, folder):
+                yield
+                return
+        if time.monotonic() >= deadline:
             raise FolderInUse(
                 f"another process is writing to {folder}: wait for it to end, or choose another folder"
-            ) from None
-        except OSError as error:
-            # Some network file systems have no locks; to refuse them for ever would be worse.
-            print(
-                f"warning: {folder} cannot be locked ({error.strerror}): start one writer only",
-                file=sys.stderr,
             )
-        yield
+        time.sleep(LOCK_POLL_SECONDS)
+
+
+def _is_locked(file: IO[str], folder: Path) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        # Some network file systems have no locks; to refuse them for ever would be worse.
+        print(
+            f"warning: {folder} cannot be locked ({error.strerror}): start one writer only", file=sys.stderr
+        )
+    return True
 
 
 def _s3():

@@ -17,8 +17,9 @@ from torch import nn
 
 from data_prep.manifest import load_manifest
 from data_prep.progress import progress_bar
+from data_prep.storage import sha256_file
 from evaluation.metrics import Predictions
-from train.checkpoint import content_fault, load_checkpoint, missing_keys
+from train.checkpoint import BEST_NAME, content_fault, load_checkpoint, missing_keys
 from train.config import Recipe, parse_recipe
 from train.data.batch import Normalize, normalization_statistics
 from train.data.loaders import LoaderPlan, build_loader
@@ -77,6 +78,35 @@ def load_trained(path: Path, device: torch.device) -> TrainedModel:
         device=device,
         data_identity=str(state.get("data_identity") or ""),
     )
+
+
+def load_trained_with_sha256(path: Path, device: torch.device) -> tuple[TrainedModel, str]:
+    """`load_trained`, and the SHA-256 of the very file.
+
+    Raises:
+        ValueError: as there.
+        RuntimeError: a training that runs replaced the file meanwhile.
+    """
+    file = checkpoint_file(path)
+    before = sha256_file(file) if file.is_file() else ""
+    trained = load_trained(path, device)
+    if sha256_file(file) != before:
+        raise RuntimeError(f"{file} was replaced while it was read: run the same command again")
+    return trained, before
+
+
+def checkpoint_file(path: Path) -> Path:
+    """The file that `load_trained` reads of a run folder, or of its checkpoints; else the path itself."""
+    if not path.is_dir():
+        return path
+    return (path if path.name == "checkpoints" else path / "checkpoints") / BEST_NAME
+
+
+def run_folder_of(checkpoint: Path) -> Path | None:
+    """The run a checkpoint lies in, or None for one on its own."""
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    folder = folder.parent if folder.name == "checkpoints" else folder
+    return folder if (folder / "checkpoints").is_dir() else None
 
 
 @torch.inference_mode()

@@ -171,19 +171,14 @@ class StateFolder:
         """Hold the lasting part; another command that changes it is waited for."""
         folder = self.base_folder(region)
         folder.mkdir(parents=True, exist_ok=True)
-        until = time.monotonic() + wait_seconds
         with contextlib.ExitStack() as stack:
-            while True:
-                try:
-                    stack.enter_context(exclusive_lock(folder))
-                    break
-                except FolderInUse:
-                    if time.monotonic() > until:
-                        raise UserError(
-                            f"another command has been changing the lasting part in {region} for "
-                            f"{wait_seconds / 60:.0f} minutes: look at it, and run this again"
-                        ) from None
-                    time.sleep(0.5)
+            try:
+                stack.enter_context(exclusive_lock(folder, wait_seconds))
+            except FolderInUse:
+                raise UserError(
+                    f"another command has been changing the lasting part in {region} for "
+                    f"{wait_seconds / 60:.0f} minutes: look at it, and run this again"
+                ) from None
             yield
 
 

@@ -22,11 +22,9 @@ from pydantic import ValidationError
 from torch import nn
 
 from data_prep.manifest import ImageSettings, Manifest
-from data_prep.storage import sha256_file
-from evaluation.predict import TrainedModel, load_trained
+from evaluation.predict import TrainedModel, load_trained_with_sha256, run_folder_of
 from serve.portable.model_info import ModelInfo, load_info
 from serve.portable.preprocessing import Preprocessing
-from train.checkpoint import BEST_NAME
 from train.config import ModelSection, Recipe
 from train.data.batch import Normalize, normalization_statistics
 from train.models.build import build_model
@@ -80,7 +78,7 @@ def load_source(path: Path, device: torch.device | None = None, manifest: Manife
     device = device or torch.device("cpu")
     if is_exported(path):
         return _load_exported(path, device)
-    trained, digest = _load_checkpoint(path, device)
+    trained, digest = load_trained_with_sha256(path, device)
     return Source(
         model=trained.model,
         normalize=trained.normalize,
@@ -139,30 +137,6 @@ def _display_names(manifest: Manifest | None) -> tuple[str, ...]:
     if manifest is None or len(manifest.display_names) != len(manifest.class_names):
         return ()
     return () if manifest.display_names == manifest.class_names else manifest.display_names
-
-
-def _load_checkpoint(path: Path, device: torch.device) -> tuple[TrainedModel, str]:
-    """The model, and the SHA-256 of the very file; a running training may replace it."""
-    file = checkpoint_file(path)
-    before = sha256_file(file) if file.is_file() else ""
-    trained = load_trained(path, device)
-    if sha256_file(file) != before:
-        raise RuntimeError(f"{file} was replaced while it was read: run the same command again")
-    return trained, before
-
-
-def checkpoint_file(path: Path) -> Path:
-    """The file that is read of a run folder, or of its checkpoints; else the path itself."""
-    if not path.is_dir():
-        return path
-    return (path if path.name == "checkpoints" else path / "checkpoints") / BEST_NAME
-
-
-def run_folder_of(path: Path) -> Path | None:
-    """The run a checkpoint lies in, or None for one on its own."""
-    folder = path if path.is_dir() else path.parent
-    folder = folder.parent if folder.name == "checkpoints" else folder
-    return folder if (folder / "checkpoints").is_dir() else None
 
 
 def _load_exported(folder: Path, device: torch.device) -> Source:

@@ -6,13 +6,12 @@ import contextlib
 import json
 import os
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from data_prep.plain_json import read_json
-from data_prep.storage import FolderInUse, exclusive_lock, write_atomically
+from data_prep.storage import exclusive_lock, write_atomically
 from train.checkpoint import CheckpointMirror, CheckpointStore
 from train.config import CheckpointSection, Recipe, dump_recipe, flatten, parse_recipe
 from train.fork import fork_run
@@ -141,16 +140,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         RuntimeError: another training holds it.
     """
-    deadline = time.monotonic() + (LOCK_SECONDS if "TORCHELASTIC_RUN_ID" in os.environ else 0)
-    with contextlib.ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(exclusive_lock(folder))
-                break
-            except FolderInUse:
-                if time.monotonic() >= deadline:
-                    raise
-                time.sleep(0.2)
+    with exclusive_lock(folder, LOCK_SECONDS if "TORCHELASTIC_RUN_ID" in os.environ else 0.0):
         yield
 
 

@@ -16,9 +16,8 @@ from data_prep.storage import sha256_file
 from evaluation.compare.paired import in_order
 from evaluation.compare.runs import RunRecord, index_sha256
 from evaluation.metrics import Predictions
-from evaluation.predict import TrainedModel, predict
+from evaluation.predict import TrainedModel, checkpoint_file, predict
 from evaluation.predictions_file import load_predictions
-from train.checkpoint import BEST_NAME
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +59,7 @@ def saved_predictions(
 def checkpoint_sha256(record: RunRecord) -> str | None:
     """Of best.pt as it is now; without one, as the run recorded it."""
     path = record.checkpoint
-    if path is not None and path.is_dir():
-        path = path / "checkpoints" / BEST_NAME
-    return record.checkpoint_sha256 if path is None else sha256_file(path)
+    return record.checkpoint_sha256 if path is None else sha256_file(checkpoint_file(path))
 
 
 def new_predictions(

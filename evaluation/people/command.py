@@ -20,7 +20,7 @@ from data_prep.plain_json import read_json
 from data_prep.storage import is_s3
 from evaluation.people.human import HumanMatrix, read_coordinates, read_order, read_similarities
 from evaluation.people.layers import PENULTIMATE
-from evaluation.predict import TrainedModel, load_trained
+from evaluation.predict import TrainedModel, load_trained, run_folder_of
 from train.data.loaders import BACKENDS
 from train.data.staging import stage
 from train.run_folder import SUMMARY_NAME
@@ -118,7 +118,7 @@ def compare(options: argparse.Namespace, trained: TrainedModel, folder: Path, la
             print(f"warning: {check.fault}", file=sys.stderr)
     pairs = _pairs(options.pairs, question.coordinates.values.shape[1] if question.coordinates else 0)
     results = measure_all(options, trained, folder, manifest, names, question)
-    run_folder = _run_folder(options.checkpoint)
+    run_folder = run_folder_of(options.checkpoint)
     out = options.out or (run_folder or Path()) / "people"
     figures = write_comparison(out, options, trained, folder, question, results, rules, checks, pairs)
     print("; ".join(f"{name.removeprefix('people_')} {value:.3f}" for name, value in figures.items()))
@@ -206,13 +206,6 @@ def _pairs(text: str, num_dimensions: int) -> list[tuple[int, int]]:
             f"{num_dimensions}"
         )
     return pairs
-
-
-def _run_folder(checkpoint: Path) -> Path | None:
-    """The run a checkpoint lies in, or None for one on its own."""
-    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    folder = folder.parent if folder.name == "checkpoints" else folder
-    return folder if (folder / "checkpoints").is_dir() else None
 
 
 def _log_to_mlflow(

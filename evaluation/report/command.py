@@ -15,15 +15,14 @@ from typing import Any
 import torch
 
 from data_prep.plain_json import read_json
-from data_prep.storage import is_s3, sha256_file
+from data_prep.storage import is_s3
 from evaluation.image_properties import measure_properties
-from evaluation.predict import TrainedModel, load_trained, predict
+from evaluation.predict import TrainedModel, load_trained_with_sha256, predict, run_folder_of
 from evaluation.predictions_file import SavedPredictions
 from evaluation.report import model_sections
 from evaluation.report.page import HELD_OUT
 from evaluation.report.write import ReportFiles, write_report
 from evaluation.stored_images import StoredImages
-from train.checkpoint import BEST_NAME
 from train.config import RecipeError, load_recipe
 from train.config.credentials import without_credentials
 from train.cost import find_price
@@ -54,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     if options.resolution is not None and not 8 <= options.resolution <= 2048:
         raise ValueError(f"--resolution is {options.resolution}: it must be from 8 to 2048 pixels")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trained, checkpoint_sha256 = _load_with_sha256(options.checkpoint, device)
+    trained, checkpoint_sha256 = load_trained_with_sha256(options.checkpoint, device)
     resolution = options.resolution or trained.recipe.validation_resolution
     model_sections.check_arguments(options, trained.model, resolution)
     is_remote = is_s3(options.data)
@@ -73,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
         split=options.split,
         view=_view(trained, options).words,
     )
-    run_folder = _run_folder(options.checkpoint)
+    run_folder = run_folder_of(options.checkpoint)
     out = options.out or ((run_folder or Path()) / "report")
     summary = _read_summary(run_folder)
     files = write_report(
@@ -138,30 +137,6 @@ def _further_words(options: argparse.Namespace) -> str:
 def _view(trained: TrainedModel, options: argparse.Namespace) -> View:
     headline = views_of(trained.recipe)[0]
     return replace(headline, resolution=options.resolution or headline.resolution)
-
-
-def _load_with_sha256(path: Path, device: torch.device) -> tuple[TrainedModel, str]:
-    """The model of a checkpoint, and the SHA-256 of the very file; a running training may replace it."""
-    file = _checkpoint_file(path)
-    before = sha256_file(file) if file.is_file() else ""
-    trained = load_trained(path, device)
-    if sha256_file(file) != before:
-        raise RuntimeError(f"{file} was replaced while it was read: run the same command again")
-    return trained, before
-
-
-def _checkpoint_file(path: Path) -> Path:
-    """The file that `load_trained` reads of a run folder."""
-    if not path.is_dir():
-        return path
-    return (path if path.name == "checkpoints" else path / "checkpoints") / BEST_NAME
-
-
-def _run_folder(checkpoint: Path) -> Path | None:
-    """The run a checkpoint lies in, or None for one on its own."""
-    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    folder = folder.parent if folder.name == "checkpoints" else folder
-    return folder if (folder / "checkpoints").is_dir() else None
 
 
 def _read_summary(run_folder: Path | None) -> dict[str, Any] | None:

@@ -11,9 +11,10 @@ import tempfile
 from pathlib import Path
 
 from data_prep.plain_json import read_json
+from evaluation.predict import run_folder_of
 from serve.commands import export
 from serve.download.registry import register
-from serve.model_folder import CARD_NAME, EXPORT_NAME, is_exported, run_folder_of
+from serve.model_folder import CARD_NAME, EXPORT_NAME, is_exported
 from serve.portable.model_info import INFO_NAME, load_info
 from train.config import RecipeError, TrackingSection, load_recipe
 from train.run_folder import RECIPE_NAME, SUMMARY_NAME

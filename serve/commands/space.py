@@ -28,8 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from evaluation.predict import checkpoint_file
     from serve.demo.examples import example_files
-    from serve.model_folder import checkpoint_file, is_exported
+    from serve.model_folder import is_exported
     from serve.space.folder import write_space
     from serve.space.push import check_name, push_space
 

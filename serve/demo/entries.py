@@ -9,8 +9,9 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
+from evaluation.predict import checkpoint_file
 from serve.demo.torch_model import open_shown, top1_of
-from serve.model_folder import checkpoint_file, is_exported
+from serve.model_folder import is_exported
 from serve.page.models import Entry
 from serve.portable.limits import Limits
 

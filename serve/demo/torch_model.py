@@ -13,8 +13,9 @@ from data_prep.storage import is_s3
 from evaluation.compare.runs import read_recipe, read_summary
 from evaluation.explain.grad_cam import choose_layer, grad_cam
 from evaluation.metrics import finite_number
+from evaluation.predict import run_folder_of
 from serve.classifier import TorchClassifier
-from serve.model_folder import SAFETENSORS_NAME, is_exported, run_folder_of
+from serve.model_folder import SAFETENSORS_NAME, is_exported
 from serve.page.facts import facts_of
 from serve.page.models import ShownModel
 from serve.page.onnx_model import open_onnx

@@ -6,9 +6,11 @@ least 1.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ def write_form(form: str, source: Source, path: Path) -> None:
     side = source.info.preprocessing.resolution
     # Two, as a batch of one would be taken for a constant.
     images = torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8)
-    with warnings.catch_warnings(), torch.no_grad(), _quiet():
+    with warnings.catch_warnings(), torch.no_grad(), quiet():
         warnings.simplefilter("ignore")
         try:
             _WRITERS[form](served, images, path)
@@ -103,12 +105,12 @@ def _write_torchscript(served: nn.Module, images: torch.Tensor, path: Path) -> N
 _WRITERS: dict[str, Any] = {"onnx": _write_onnx, "pt2": _write_pt2, "torchscript": _write_torchscript}
 
 
-class _quiet:
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
     """Without the exporters' reports of each step."""
-
-    def __enter__(self) -> None:
-        self._before = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-
-    def __exit__(self, *_: object) -> None:
-        logging.disable(self._before)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -280,17 +280,26 @@ class Bucket:
 
 @pytest.fixture(scope="session")
 def moto_port() -> Iterator[int]:
+    with moto_server() as port:
+        yield port
+
+
+@contextlib.contextmanager
+def moto_server(program: str = MOTO) -> Iterator[int]:
+    """The port of a moto server in a process of its own; skips where moto is missing."""
     pytest.importorskip("moto.server")
     process = subprocess.Popen(
-        [sys.executable, "-c", MOTO],
+        [sys.executable, "-c", program],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # a line a request
     )
     assert process.stdout is not None
-    yield int(process.stdout.readline())
-    process.communicate()
+    try:
+        yield int(process.stdout.readline())
+    finally:
+        process.communicate()
 
 
 @pytest.fixture

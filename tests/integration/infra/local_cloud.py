@@ -29,7 +29,7 @@ from infra.__main__ import main
 from tests.conftest import ROOT
 from tests.integration.infra.sandbox import Sandbox
 from tests.integration.infra.terraform import ACCOUNT, AMI, REGION, find_mirror, find_terraform
-from tests.integration.s3_server import MOTO, Bucket
+from tests.integration.s3_server import MOTO, Bucket, moto_server
 
 BUCKET = f"sprint-{ACCOUNT}-{REGION}"
 # What moto lacks, and what only takes time there.
@@ -197,19 +197,10 @@ def local_cloud(folder: Path) -> Iterator[LocalCloud]:
     """A server of its own, and an environment that leads to it."""
     from data_prep import s3_requests
 
-    pytest.importorskip("moto.server")
     if find_terraform() is None:
         pytest.skip("Terraform is not installed, and scripts/setup.sh could not fetch it")
-    process = subprocess.Popen(
-        [sys.executable, "-c", MENDED_MOTO],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    assert process.stdout is not None
-    cloud = LocalCloud(int(process.stdout.readline()), folder)
-    with pytest.MonkeyPatch.context() as patch:
+    with moto_server(MENDED_MOTO) as port, pytest.MonkeyPatch.context() as patch:
+        cloud = LocalCloud(port, folder)
         for name in list(os.environ):
             if name.startswith(("AWS_", "S3_", "TF_", "MLFLOW_")) and name != "TF_PLUGIN_MIRROR":
                 patch.delenv(name)
@@ -236,4 +227,3 @@ def local_cloud(folder: Path) -> Iterator[LocalCloud]:
             for instance in cloud.played:
                 instance.power_cut()
             s3_requests._client.cache_clear()
-            process.communicate()

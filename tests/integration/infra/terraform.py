@@ -33,7 +33,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
-from tests.integration.s3_server import MOTO
+from tests.integration.s3_server import moto_server
 
 REGION = "us-east-1"
 ACCOUNT = "123456789012"  # moto's
@@ -116,17 +116,8 @@ class Cloud:
 
 @pytest.fixture(scope="session")
 def cloud() -> Iterator[Cloud]:
-    pytest.importorskip("moto.server")
-    process = subprocess.Popen(
-        [sys.executable, "-c", MOTO],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # a line a request
-    )
-    assert process.stdout is not None
-    yield Cloud(f"http://127.0.0.1:{int(process.stdout.readline())}")
-    process.communicate()
+    with moto_server() as port:
+        yield Cloud(f"http://127.0.0.1:{port}")
 
 
 @pytest.fixture(scope="session")

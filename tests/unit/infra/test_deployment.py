@@ -6,26 +6,13 @@ import argparse
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from infra.deployment import Base, Deployment, StateFolder
+from infra.deployment import Base, StateFolder
 from infra.errors import UserError
 from infra.remains import what_remains
-
-
-def deployment(**changes: Any) -> Deployment:
-    known: dict[str, Any] = {
-        "name": "mine",
-        "region": "us-east-1",
-        "account_id": "1",
-        "bucket": "b",
-        "max_usd": 50,
-        "max_hours": 20,
-        "usd_per_hour": 4.64,
-    }
-    return Deployment(**known | changes)
+from tests.unit.infra.fake_cloud import deployment
 
 
 @pytest.fixture

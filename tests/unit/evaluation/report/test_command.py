@@ -4,8 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from evaluation.report import command
-from evaluation.report.command import _load_with_sha256, _log_to_mlflow
+from evaluation import predict
+from evaluation.report.command import _log_to_mlflow
 from evaluation.report.write import ReportFiles
 from train.run_folder import RECIPE_NAME
 
@@ -55,11 +55,11 @@ def test_figures_and_files_reach_the_run_in_mlflow(run_folder, monkeypatch, caps
 def test_a_checkpoint_that_is_replaced_meanwhile_is_noticed(tmp_path, monkeypatch):
     file = tmp_path / "best.pt"
     file.write_bytes(b"epoch 3")
-    monkeypatch.setattr(command, "load_trained", lambda path, device: "model")
-    assert _load_with_sha256(file, None) == ("model", hashlib.sha256(b"epoch 3").hexdigest())
-    monkeypatch.setattr(command, "load_trained", lambda path, device: file.write_bytes(b"epoch 4"))
+    monkeypatch.setattr(predict, "load_trained", lambda path, device: "model")
+    assert predict.load_trained_with_sha256(file, None) == ("model", hashlib.sha256(b"epoch 3").hexdigest())
+    monkeypatch.setattr(predict, "load_trained", lambda path, device: file.write_bytes(b"epoch 4"))
     with pytest.raises(RuntimeError, match="was replaced while it was read"):
-        _load_with_sha256(file, None)
+        predict.load_trained_with_sha256(file, None)
 
 
 def test_a_run_that_mlflow_does_not_know_is_a_warning(run_folder, monkeypatch, capsys):
