@@ -13,7 +13,7 @@ Example:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,15 +92,9 @@ def load_source(path: Path, device: torch.device | None = None, manifest: Manife
 def info_of(trained: TrainedModel, path: Path, digest: str, manifest: Manifest | None = None) -> ModelInfo:
     """What belongs to a trained model; see `load_source`."""
     recipe = trained.recipe
-    if manifest is not None and manifest.class_names != trained.class_names:
-        raise ValueError(
-            f"the data set has other classes than the checkpoint was trained on ({manifest.num_classes} and "
-            f"{len(trained.class_names)}): name the one it was trained on"
-        )
-    # Kept as they were written: the buffers of `Normalize` hold them in other units.
-    images = manifest.images if manifest is not None else ImageSettings()
+    images = ImageSettings()
     run_folder = run_folder_of(path)
-    return ModelInfo(
+    info = ModelInfo(
         preprocessing=Preprocessing(
             resolution=recipe.validation_resolution,
             crop_ratio=recipe.validation.crop_ratio,
@@ -111,7 +105,6 @@ def info_of(trained: TrainedModel, path: Path, digest: str, manifest: Manifest |
             apply_exif=images.apply_exif,
         ),
         class_names=trained.class_names,
-        display_names=_display_names(manifest),
         flip_average=recipe.validation.flip_average,
         # Where the first weights lay is a folder of this machine, and the network is built without.
         model=recipe.model.model_dump(mode="json") | {"checkpoint": None},
@@ -122,19 +115,46 @@ def info_of(trained: TrainedModel, path: Path, digest: str, manifest: Manifest |
             "weights": recipe.headline_weights,
             "data_set": recipe.data.name,
             "data_index_sha256": trained.data_identity,
-            "image_settings": "of the data set" if manifest is not None else "assumed: the defaults",
+            "image_settings": "assumed: the defaults",
         },
+    )
+    return info if manifest is None else with_data_set(info, manifest)
+
+
+def with_data_set(info: ModelInfo, manifest: Manifest) -> ModelInfo:
+    """`info` with what the data set says: how its images were made, what its classes are called.
+
+    Raises:
+        ValueError: it has other classes.
+    """
+    if manifest.class_names != info.class_names:
+        raise ValueError(
+            f"the data set has other classes than the checkpoint was trained on ({manifest.num_classes} and "
+            f"{len(info.class_names)}): name the one it was trained on"
+        )
+    images = manifest.images
+    return replace(
+        info,
+        preprocessing=replace(
+            info.preprocessing,
+            resolution_cap=images.resolution_cap,
+            cap_side=images.cap_side,
+            apply_exif=images.apply_exif,
+        ),
+        display_names=_display_names(manifest),
+        provenance=info.provenance | {"image_settings": "of the data set"},
     )
 
 
 def _statistics(trained: TrainedModel) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """As they were written: the buffers of `Normalize` hold them in other units."""
     mean = tuple(float(value) for value in trained.normalize.mean.double().cpu() / 255)
     std = tuple(float(value) for value in 1 / (255 * trained.normalize.scale.double().cpu()))
     return mean, std  # type: ignore[return-value]
 
 
-def _display_names(manifest: Manifest | None) -> tuple[str, ...]:
-    if manifest is None or len(manifest.display_names) != len(manifest.class_names):
+def _display_names(manifest: Manifest) -> tuple[str, ...]:
+    if len(manifest.display_names) != len(manifest.class_names):
         return ()
     return () if manifest.display_names == manifest.class_names else manifest.display_names
 

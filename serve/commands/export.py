@@ -39,6 +39,7 @@ from serve.model_folder import (
     is_exported,
     load_source,
     model_section,
+    with_data_set,
 )
 from train.config import Recipe
 from train.data.staging import stage
@@ -79,8 +80,8 @@ def _export(path: Path, options: argparse.Namespace) -> int:
     _check_out(options.out)
     source = load_source(path)
     data = _data_folder(options.data, source.recipe, source)
-    if data is not None:
-        source = load_source(path, manifest=load_manifest(data))
+    if data is not None and source.recipe is not None:  # an exported folder knows it already
+        source = replace(source, info=with_data_set(source.info, load_manifest(data)))
     if options.int8 and data is None:
         raise ValueError("--int8 is calibrated on training images: name the prepared data set with --data")
     out: Path = options.out
