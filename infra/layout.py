@@ -38,7 +38,6 @@ MAX_RECORD_BYTES = 256 << 10  # of any JSON object below jobs/
 MAX_CODE_BYTES = 256 << 20  # of the code's tarball
 
 SPOT, ON_DEMAND = "spot", "on-demand"
-PROJECT_TAG = "imagenet-sprint"
 
 Phase = Literal[
     "booting",
@@ -263,10 +262,6 @@ def code_key(sha256: str) -> str:
     if re.fullmatch(SHA256_PATTERN, sha256) is None:
         raise ValueError("a SHA-256 has 64 hexadecimal digits")
     return f"code/{sha256}.tar.gz"
-
-
-def wheels_prefix(digest: str) -> str:
-    return f"wheels/{digest}/"
 
 
 def data_prefix(name: str) -> str:

@@ -17,11 +17,10 @@ from infra.cloud import Cloud
 from infra.console import size
 from infra.deployment import Deployment
 from infra.layout import Node
-from infra.plan.prices import file_price, mlflow_usd_per_month, storage_usd_per_month
+from infra.plan.prices import mlflow_usd_per_month, storage_usd_per_month
 from infra.records import ALIVE, Records, read_records
 
 SILENT_SECONDS = 300.0  # an instance that has not written for so long is not believed
-SNAPSHOT, VOLUME = "ebs_snapshot", "ebs_gp3"
 REASONS = (
     ("InsufficientInstanceCapacity", "AWS has no such instance free in these zones now; it is tried again"),
     ("no Spot capacity", "there is no spot capacity now; it is tried again"),
@@ -222,14 +221,6 @@ def bucket_bytes(cloud: Cloud) -> dict[str, int]:
         part = key.split("/")[0]
         found[part] = found.get(part, 0) + num_bytes
     return dict(sorted(found.items()))
-
-
-def usual_price(instance_type: str, region: str) -> float | None:
-    """On demand, from the dated file; None where it is not in it."""
-    try:
-        return file_price(instance_type, "on-demand", region).usd_per_hour
-    except RuntimeError:
-        return None
 
 
 def facts_of(seen: Seen) -> dict[str, object]:

@@ -97,10 +97,6 @@ class Option:
         """The longest estimate, all of it at the on-demand price: no spot instance costs more."""
         return self._usd(self.slow.hours, self.on_demand.high_usd_per_hour)
 
-    def ceiling_usd(self, max_hours: float) -> float:
-        """What so many hours cost at most; what ends a run after them ends its bill."""
-        return self._usd(max_hours, self.on_demand.high_usd_per_hour)
-
     def _usd(self, hours: float, usd_per_hour: float) -> float:
         return hours * self.num_nodes * (usd_per_hour + side_usd_per_hour(ROOT_GIB))
 

@@ -1,6 +1,6 @@
 """Prices as AWS says them now; whatever it does not say comes from the dated file, with a sentence on why.
 
-Needs `pricing:GetProducts`, `ec2:DescribeSpotPriceHistory` and `ec2:DescribeInstanceTypeOfferings`.
+Needs `pricing:GetProducts` and `ec2:DescribeSpotPriceHistory`.
 
 Example:
     >>> LivePrices("us-east-1").price_of("g6.12xlarge", "spot").zones[0].zone
@@ -57,7 +57,6 @@ class LivePrices:
         self._aws, self._price_list = aws, price_list
         self._on_demand: dict[str, float] = {}
         self._zones: dict[str, tuple[ZonePrice, ...]] = {}
-        self._offered: dict[str, set[str]] = {}
         self._asked: set[str] = set()
         self._failed: set[str] = set()
 
@@ -71,7 +70,6 @@ class LivePrices:
         for what, ask in (
             ("on-demand prices", self._ask_on_demand),
             ("spot prices", self._ask_spot),
-            ("availability zones", self._ask_offerings),
         ):
             reason = next((sentence for sentence in unanswered if UNREACHABLE in sentence), None)
             if reason is None:  # else the next question would wait for nothing, too
@@ -84,9 +82,8 @@ class LivePrices:
             unanswered.setdefault(reason, []).append(what)
         day = price_table()["date"]
         for reason, missing in unanswered.items():
-            prices = any("prices" in what for what in missing)
-            then = f"those of {day} in train/prices.yaml are used" if prices else "they are not checked"
-            self.notes.append(f"AWS gave no {' and no '.join(missing)} ({reason}): {then}")
+            what = " and no ".join(missing)
+            self.notes.append(f"AWS gave no {what} ({reason}): those of {day} in train/prices.yaml are used")
 
     def price_of(self, instance_type: str, market: Market = "on-demand") -> Price:
         """As `prices.price_of` with live=True. Raises NoPrice."""
@@ -119,11 +116,6 @@ class LivePrices:
             raise NoPrice(f"AWS sells no {instance_type} {market.replace('-', ' ')} in {self.region}")
         note = next((note for note in self.notes if what in note), "")
         return file_price(instance_type, market, self.region, note=note)
-
-    def zones_of(self, instance_type: str) -> tuple[str, ...]:
-        """Availability zones that offer the type; () where AWS did not say."""
-        self.load([instance_type])
-        return tuple(sorted(self._offered.get(instance_type, ())))
 
     def _ask_on_demand(self, names: Sequence[str]) -> None:
         client = self._price_list or Aws(PRICE_LIST_REGION)
@@ -172,17 +164,6 @@ class LivePrices:
             name: tuple(sorted(zones, key=lambda zone: (zone.median_usd, zone.zone)))
             for name, zones in found.items()
         }
-
-    def _ask_offerings(self, names: Sequence[str]) -> None:
-        self._aws = self._aws or Aws(self.region)
-        for row in self._aws.pages(
-            "ec2",
-            "describe_instance_type_offerings",
-            "InstanceTypeOfferings",
-            LocationType="availability-zone",
-            Filters=[{"Name": "instance-type", "Values": list(names)}],
-        ):
-            self._offered.setdefault(row["InstanceType"], set()).add(row["Location"])
 
 
 def _usd_per_hour(product: dict[str, Any]) -> float | None:

@@ -12,7 +12,6 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -21,6 +20,7 @@ from serve.export.timm_folder import timm_fault, write_timm_config
 from serve.model_folder import TIMM_CONFIG_NAME, Source, model_section
 from serve.served_model import ServedModel
 
+Outputs = tuple[str, ...]
 MAX_BATCH = 1024  # that torch.export proves shapes for; onnxruntime takes any
 
 
@@ -33,14 +33,29 @@ def write_form(form: str, source: Source, path: Path) -> None:
     if form == "safetensors":
         _write_safetensors(source, path)
         return
-    served = _served(source)
-    side = source.info.preprocessing.resolution
+    write_traced(form, served_model(source), source.info.preprocessing.resolution, path)
+
+
+def write_traced(form: str, served: nn.Module, side: int, path: Path, outputs: Outputs = ("logits",)) -> None:
+    """Write a module that takes uint8 images (n, side, side, 3).
+
+    Args:
+        outputs: names of its outputs, in ONNX.
+
+    Raises:
+        ValueError: as `write_form`.
+    """
     # Two, as a batch of one would be taken for a constant.
     images = torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8)
     with warnings.catch_warnings(), torch.no_grad(), quiet():
         warnings.simplefilter("ignore")
         try:
-            _WRITERS[form](served, images, path)
+            if form == "onnx":
+                _write_onnx(served, images, path, outputs)
+            elif form == "pt2":
+                torch.export.save(_exported(served, images), path)
+            else:
+                torch.jit.trace(served, images, check_trace=False).save(str(path))
         except ImportError as error:
             raise ValueError(f"{error.name} is not installed: pip install 'imagenet-sprint[serve]'") from None
         except ValueError:
@@ -52,7 +67,8 @@ def write_form(form: str, source: Source, path: Path) -> None:
             ) from None
 
 
-def _served(source: Source) -> ServedModel:
+def served_model(source: Source) -> ServedModel:
+    """A copy on the CPU, as it is traced: in the usual memory format, which tracers want."""
     model = copy.deepcopy(source.model).cpu().to(memory_format=torch.contiguous_format).eval()
     normalize = copy.deepcopy(source.normalize).cpu()
     normalize.channels_last = False
@@ -74,7 +90,7 @@ def _write_safetensors(source: Source, path: Path) -> None:
         (path.parent / TIMM_CONFIG_NAME).unlink(missing_ok=True)  # of an export before this one
 
 
-def _write_onnx(served: nn.Module, images: torch.Tensor, path: Path) -> None:
+def _write_onnx(served: nn.Module, images: torch.Tensor, path: Path, outputs: Outputs) -> None:
     import onnx  # noqa: F401  # a missing one is said before the work
     import onnxscript  # noqa: F401
 
@@ -82,27 +98,16 @@ def _write_onnx(served: nn.Module, images: torch.Tensor, path: Path) -> None:
         _exported(served, images),
         f=path,
         input_names=["images"],
-        output_names=["logits"],
+        output_names=list(outputs),
         dynamo=True,
         external_data=False,
         verbose=False,
     )
 
 
-def _write_pt2(served: nn.Module, images: torch.Tensor, path: Path) -> None:
-    torch.export.save(_exported(served, images), path)
-
-
 def _exported(served: nn.Module, images: torch.Tensor) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
     return torch.export.export(served, (images,), dynamic_shapes={"images": {0: batch}}, strict=False)
-
-
-def _write_torchscript(served: nn.Module, images: torch.Tensor, path: Path) -> None:
-    torch.jit.trace(served, images, check_trace=False).save(str(path))
-
-
-_WRITERS: dict[str, Any] = {"onnx": _write_onnx, "pt2": _write_pt2, "torchscript": _write_torchscript}
 
 
 @contextlib.contextmanager

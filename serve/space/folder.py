@@ -22,14 +22,14 @@ import torch
 
 import serve
 from serve.demo.torch_model import manifest_of, top1_of
-from serve.export.forms import write_form
+from serve.export.forms import write_form, write_traced
 from serve.model_folder import FORM_FILES, SAFETENSORS_NAME, Source, is_exported, load_source
-from serve.page.onnx_model import MappedClassifier
+from serve.page.onnx_model import MAPS, MappedClassifier
 from serve.page.settings import LIMITS
 from serve.portable.limits import BadImage
 from serve.portable.model_info import ModelInfo, load_info
 from serve.served_model import ServedModel
-from serve.space.maps import mapped_model, write_onnx_with_maps
+from serve.space.maps import mapped_model
 from serve.space.texts import app_text, card_of, readme_text, requirements_text
 
 OURS = ("app.py", "requirements.txt", "README.md", "model", "serve", "examples")
@@ -96,7 +96,8 @@ def _write_model(model: Path, folder: Path) -> tuple[ModelInfo, bool]:
     source = load_source(model, manifest=None if is_exported(model) else manifest_of(model))
     mapped = mapped_model(source)
     if mapped is not None:
-        write_onnx_with_maps(mapped, source.info.preprocessing.resolution, path)
+        side = source.info.preprocessing.resolution
+        write_traced("onnx", mapped, side, path, ("logits", MAPS))
     else:
         write_form("onnx", source, path)
     _save_info(source.info, folder)

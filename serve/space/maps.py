@@ -7,10 +7,6 @@ Whether a network is of this kind is measured, not looked up.
 
 from __future__ import annotations
 
-import copy
-import warnings
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -18,13 +14,12 @@ from torch import Tensor, nn
 from evaluation.explain.capture import captured_outputs, find_module, first_tensor
 from evaluation.explain.feature_map import as_map
 from evaluation.explain.grad_cam import choose_layer
+from serve.export.forms import served_model
 from serve.model_folder import Source
-from serve.page.onnx_model import MAPS
 from serve.served_model import ServedModel
 from train.models.heads import final_layer, head_of, split_outputs
 
 TOLERANCE = 1e-3  # of the largest logit
-MAX_BATCH = 1024
 
 
 class MappedModel(nn.Module):
@@ -48,12 +43,10 @@ class MappedModel(nn.Module):
 
 def mapped_model(source: Source) -> MappedModel | None:
     """The model with maps; None where its head is not one linear layer behind a global average pool."""
-    model = copy.deepcopy(source.model).cpu().to(memory_format=torch.contiguous_format).eval()
-    normalize = copy.deepcopy(source.normalize).cpu()
-    normalize.channels_last = False
-    side = source.info.preprocessing.resolution
+    served = served_model(source)
+    model, side = served.model, source.info.preprocessing.resolution
     noise = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
-    images = normalize(torch.from_numpy(noise))
+    images = served.normalize(torch.from_numpy(noise))
     try:
         layer = choose_layer(model, images)
         last = final_layer(head_of(model)[0])
@@ -69,34 +62,4 @@ def mapped_model(source: Source) -> MappedModel | None:
     difference = (features.mean((2, 3)) @ weight.T + bias - logits).abs().max()
     if difference > TOLERANCE * logits.abs().max():
         return None
-    return MappedModel(ServedModel(model, normalize, source.info.flip_average), layer, weight).eval()
-
-
-def write_onnx_with_maps(model: MappedModel, side: int, path: Path) -> None:
-    """Write the model to `path`; any number of images, as of the exports without maps.
-
-    Raises:
-        ValueError: a package is missing, or the network cannot be traced.
-    """
-    images = torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8)
-    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        try:
-            program = torch.export.export(
-                model, (images,), dynamic_shapes={"images": {0: batch}}, strict=False
-            )
-            torch.onnx.export(
-                program,
-                f=path,
-                input_names=["images"],
-                output_names=["logits", MAPS],
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
-        except ImportError as error:
-            raise ValueError(f"{error.name} is not installed: pip install 'imagenet-sprint[serve]'") from None
-        except Exception as error:  # tracers raise all kinds
-            reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-            raise ValueError(f"the network cannot be written as ONNX ({reason})") from None
+    return MappedModel(served, layer, weight).eval()

@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from evaluation.explain.grad_cam import grad_cam
+from serve.export.forms import write_traced
 from serve.model_folder import Source
-from serve.page.onnx_model import open_onnx
+from serve.page.onnx_model import MAPS, open_onnx
 from serve.portable.limits import Limits
 from serve.portable.model_info import ModelInfo
 from serve.portable.preprocessing import Preprocessing
-from serve.space.maps import mapped_model, write_onnx_with_maps
+from serve.space.maps import mapped_model
 from train.data.batch import Normalize
 
 CLASSES = tuple("abcde")
@@ -50,7 +51,7 @@ def test_onnx_maps_are_grad_cam(tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     source = source_of(nn.Sequential(nn.Dropout(0.5), nn.Linear(12, 5)), flip_average=True)
-    write_onnx_with_maps(mapped_model(source), 32, tmp_path / "model.onnx")
+    write_traced("onnx", mapped_model(source), 32, tmp_path / "model.onnx", ("logits", MAPS))
     replace(source.info, files={"onnx": "model.onnx"}).save(tmp_path)
     shown = open_onnx(tmp_path, Limits())
     batch = images()

@@ -90,14 +90,6 @@ def stubs(keys: None) -> tuple[Aws, Stubber, Stubber]:
     return aws, pricing, ec2
 
 
-def offer_everything(ec2: Stubber) -> None:
-    rows = [
-        {"InstanceType": "g6.12xlarge", "LocationType": "availability-zone", "Location": f"us-east-1{zone}"}
-        for zone in "ba"
-    ]
-    ec2.add_response("describe_instance_type_offerings", {"InstanceTypeOfferings": rows})
-
-
 def test_aws_says_prices_by_zone(stubs: tuple[Aws, Stubber, Stubber]) -> None:
     aws, pricing, ec2 = stubs
     wanted = {"ServiceCode": "AmazonEC2", "Filters": ANY, "MaxResults": 20}
@@ -110,7 +102,6 @@ def test_aws_says_prices_by_zone(stubs: tuple[Aws, Stubber, Stubber]) -> None:
         spot_row("us-east-1b", "1.90", 2),
     ]
     ec2.add_response("describe_spot_price_history", {"SpotPriceHistory": history})
-    offer_everything(ec2)
     prices = LivePrices("us-east-1", aws, aws)
     on_demand, spot = (prices.price_of("g6.12xlarge", market) for market in ("on-demand", "spot"))
     assert on_demand.usd_per_hour == 4.9 and on_demand.live and not prices.notes
@@ -118,7 +109,6 @@ def test_aws_says_prices_by_zone(stubs: tuple[Aws, Stubber, Stubber]) -> None:
     dear = spot.zones[1]
     assert (dear.minimum_usd, dear.median_usd, dear.latest_usd) == (2.0, 2.2, 2.4)
     assert (spot.low_usd_per_hour, spot.usd_per_hour, spot.high_usd_per_hour) == (1.9, 1.9, 2.2)
-    assert prices.zones_of("g6.12xlarge") == ("us-east-1a", "us-east-1b")
     pricing.assert_no_pending_responses()
 
 
@@ -126,7 +116,6 @@ def test_the_file_stands_in_with_a_sentence_that_names_its_date(stubs: tuple[Aws
     aws, pricing, ec2 = stubs
     pricing.add_client_error("get_products", "AccessDeniedException", "not authorized: pricing:GetProducts")
     ec2.add_response("describe_spot_price_history", {"SpotPriceHistory": [spot_row("us-east-1c", "1.75", 1)]})
-    offer_everything(ec2)
     prices = LivePrices("us-east-1", aws, aws)
     price = prices.price_of("g6.12xlarge")
     assert price.usd_per_hour == 4.60 and not price.live
@@ -139,12 +128,10 @@ def test_what_aws_does_not_sell_there_has_no_price(stubs: tuple[Aws, Stubber, St
     aws, pricing, ec2 = stubs
     pricing.add_response("get_products", {"PriceList": []})
     ec2.add_response("describe_spot_price_history", {"SpotPriceHistory": []})
-    ec2.add_response("describe_instance_type_offerings", {"InstanceTypeOfferings": []})
     prices = LivePrices("us-east-1", aws, aws)
     for market in ("on-demand", "spot"):
         with pytest.raises(NoPrice, match=r"AWS sells no g6\.12xlarge"):
             prices.price_of("g6.12xlarge", market)  # type: ignore[arg-type]
-    assert prices.zones_of("g6.12xlarge") == ()
 
 
 def test_an_aws_that_cannot_be_reached_is_asked_once(keys: None, monkeypatch: pytest.MonkeyPatch) -> None:
