@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from data_prep import s3
 from tests.conftest import ROOT
 from tests.integration.mirror_nursery import Nursery
 from tests.integration.mirror_runs import (
@@ -735,3 +736,19 @@ def test_a_fault_of_the_mirror_is_told(bucket: Bucket, monkeypatch: pytest.Monke
     monkeypatch.setattr(mirror, "CHECK_SECONDS", 0.2)
     bucket.server.clear(lambda asked: "stall:2")
     assert "does not answer" in (mirror_fault(bucket.at("runs")) or "")
+
+
+def test_two_nodes_may_look_at_a_mirror_at_once(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    others: list[str | None] = []
+    real_fetch = s3.fetch
+
+    def fetch(*extra: Any, **where: Any) -> Any:
+        if mirror.CHECK_NAME in where["Key"] and not others:  # between the writing and the reading back
+            others.append("not ended")
+            others[0] = mirror_fault(bucket.at("runs"))
+        return real_fetch(*extra, **where)
+
+    monkeypatch.setattr(s3, "fetch", fetch)
+    assert mirror_fault(bucket.at("runs")) is None
+    assert others == [None]
+    assert bucket.files() == {}

@@ -18,6 +18,7 @@ import contextlib
 import random
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -254,8 +255,10 @@ def mirror_fault(location: str) -> str | None:
             folder = _s3_folder(location, 2)
             with contextlib.suppress(FileNotFoundError):
                 folder.read_with_etag(LATEST_NAME, MOST_LISTING_BYTES)
-            folder.write(CHECK_NAME, b"written by python -m train check\n")
-            folder.delete(CHECK_NAME)
+            # All nodes of a deployment look at once: none may delete what another reads back.
+            name = f"{CHECK_NAME}-{uuid.uuid4().hex}"
+            folder.write(name, b"written by python -m train check\n")
+            folder.delete(name)
         except Exception as error:
             faults.append(f"checkpoint.mirror: {_words(error)}")
         else:
