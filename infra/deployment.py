@@ -47,7 +47,8 @@ class Deployment(BaseModel):
 
     Attributes:
         usd_per_hour: the most that an hour can cost, disks and addresses included.
-        compute_usd_per_hour: of the instances alone, at the price that is expected.
+        compute_usd_per_hour: of the instances, at the price that is expected; `market_usd_per_hour`: of each
+            market.
         stage: how far `up` or `down` came; `applying` and `destroying` may have left part of it.
     """
 
@@ -72,11 +73,17 @@ class Deployment(BaseModel):
     deadline: int = 0
     usd_per_hour: float = 0.0
     compute_usd_per_hour: float = 0.0
+    market_usd_per_hour: dict[str, float] = Field(default_factory=dict)
     price_source: str = ""
     code_sha256: str = ""
     stage: Stage = "new"
     num_epochs: int | None = None
     fetched: Fetched | None = None
+
+    def node_usd_per_hour(self, market: str) -> float:
+        """What an hour of one node usually costs on this market."""
+        usual = self.market_usd_per_hour.get(market, self.compute_usd_per_hour)
+        return usual / max(1, self.num_nodes)
 
     @property
     def may_exist(self) -> bool:

@@ -20,6 +20,7 @@ from infra.errors import UserError
 from infra.layout import Job, Keys, PrepareJob, group_name
 from infra.offer import Limits, Offer
 from infra.preflight import Data, markets_of
+from infra.terraform_cli import Terraform, TerraformFailed
 from infra.uploading import resolve_recipe, upload_code, upload_data, upload_job
 from train.config import Recipe
 
@@ -76,7 +77,7 @@ def launch(cloud: Cloud, wanted: Launch, known: Deployment | None) -> Deployment
         terraform = cloud.restored_cluster(wanted.name)
         cloud.console.say(f"making the instances' group of {wanted.name} …")
         try:
-            terraform.apply(cluster_variables(cloud, base, wanted, deployment))
+            apply_cluster(terraform, cluster_variables(cloud, base, wanted, deployment), cloud.console)
         finally:
             cloud.keep(terraform, f"cluster-{wanted.name}")
         wake(cloud, wanted)
@@ -105,6 +106,7 @@ def _begun(cloud: Cloud, wanted: Launch, known: Deployment | None) -> Deployment
         deadline=known.deadline if known else 0,
         usd_per_hour=wanted.limits.worst_usd_per_hour,
         compute_usd_per_hour=wanted.offer.expected_usd * wanted.num_nodes,
+        market_usd_per_hour={m: usd * wanted.num_nodes for m, usd in wanted.offer.market_usd.items()},
         price_source=wanted.offer.words,
         # What a former start left half made is still there.
         stage=known.stage if known and known.may_exist else "uploading",
@@ -150,6 +152,7 @@ def _upload_job(cloud: Cloud, wanted: Launch, deployment: Deployment, base: Base
         deadline=instance_deadline(deployment, wanted.limits.hours),
         max_usd=wanted.max_usd,
         usd_per_hour=deployment.compute_usd_per_hour,
+        market_usd_per_hour=deployment.market_usd_per_hour,
         prepare=wanted.prepare,
         mlflow_uri=str(base.outputs.get("mlflow_uri") or ""),
     )
@@ -160,7 +163,7 @@ def cluster_variables(cloud: Cloud, base: Base, wanted: Launch, deployment: Depl
     outputs = base.outputs
     subnets: dict[str, str] = outputs["subnet_ids"]
     fitting = {zone: subnet for zone, subnet in subnets.items() if zone in wanted.zones} or subnets
-    if wanted.num_nodes > 1:  # nodes talk all the time: one zone
+    if wanted.num_nodes > 1:  # where AWS did not say which zones offer the type
         fitting = dict(sorted(fitting.items())[:1])
     variables = {
         "deployment": wanted.name,
@@ -194,6 +197,25 @@ def cluster_variables(cloud: Cloud, base: Base, wanted: Launch, deployment: Depl
     return variables | cloud.own("cluster")
 
 
+def apply_cluster(terraform: Terraform, variables: dict[str, Any], console: Console) -> None:
+    """Apply; without the budget alarm, where this account may have none.
+
+    A member account whose payer has no budgets is refused one, and so are users whom its root user never gave
+    a look at the bill. The alarm ends nothing: what limits the cost is elsewhere.
+    """
+    try:
+        terraform.apply(variables)
+    except TerraformFailed as error:
+        if not error.faults or not all("creating Budget" in fault for fault in error.faults):
+            raise
+        reason = " ".join(error.faults[0].split())[:300]
+        console.warn(
+            f"AWS refuses this account a budget alarm ({reason}): going on without it; all limits hold, and "
+            '{"enable_budget": false} in cluster.tfvars.json leaves it out from the beginning'
+        )
+        terraform.apply(variables | {"enable_budget": False})
+
+
 def instance_deadline(deployment: Deployment, hours: float) -> int:
     """When instances end by themselves: a little before the guard outside ends them."""
     return int(deployment.deadline - max(60.0, min(300.0, 0.02 * hours * 3600)))
@@ -202,13 +224,8 @@ def instance_deadline(deployment: Deployment, hours: float) -> int:
 def wake(cloud: Cloud, wanted: Launch) -> None:
     """Ask for the instances: a former end left the groups at zero, with launching switched off."""
     first = group_name(wanted.name, markets_of(wanted.capacity)[0])
+    resume(cloud, wanted.name)
     there = {group["AutoScalingGroupName"]: group for group in cloud.groups(wanted.name)}
-    for name, group in there.items():
-        suspended = {process["ProcessName"] for process in group.get("SuspendedProcesses") or ()}
-        if paused := [process for process in PAUSED if process in suspended]:
-            cloud.aws.call(
-                "autoscaling", "resume_processes", AutoScalingGroupName=name, ScalingProcesses=paused
-            )
     if first not in there:
         raise UserError(f"the Auto Scaling group {first} is not there after all: run the same command again")
     if not any(group["DesiredCapacity"] for group in there.values()):
@@ -218,6 +235,19 @@ def wake(cloud: Cloud, wanted: Launch) -> None:
             AutoScalingGroupName=first,
             DesiredCapacity=wanted.num_nodes,
         )
+
+
+def resume(cloud: Cloud, name: str) -> list[str]:
+    """Let groups start instances again that an end, or AWS after a day in vain, had paused; which."""
+    resumed = []
+    for group in cloud.groups(name):
+        suspended = {process["ProcessName"] for process in group.get("SuspendedProcesses") or ()}
+        if paused := [process for process in PAUSED if process in suspended]:
+            resumed.append(group["AutoScalingGroupName"])
+            cloud.aws.call(
+                "autoscaling", "resume_processes", AutoScalingGroupName=resumed[-1], ScalingProcesses=paused
+            )
+    return resumed
 
 
 def end_instances(cloud: Cloud, name: str, console: Console) -> None:

@@ -80,7 +80,8 @@ class Job(Record):
         data_manifest_sha256: of its manifest.json; "": whatever is there.
         ranks_per_node: `gpu` or a number.
         deadline: epoch seconds at which everything ends, whatever it does.
-        usd_per_hour: of the whole deployment (all nodes), for the budget and the bill.
+        usd_per_hour: of the whole deployment (all nodes), for the budget and the bill; `market_usd_per_hour`:
+            of each market, where they differ.
         max_attempts: starts within an hour that may die without a word, before it is given up.
     """
 
@@ -98,10 +99,15 @@ class Job(Record):
     deadline: int = Field(ge=0)
     max_usd: float | None = Field(default=None, gt=0)
     usd_per_hour: float | None = Field(default=None, ge=0)
+    market_usd_per_hour: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     max_attempts: int = Field(default=3, ge=1, le=100)
     prepare: PrepareJob | None = None
     mlflow_uri: str = ""
     evaluate: bool = True
+
+    def usd_per_hour_of(self, market: str) -> float | None:
+        """Of all nodes on this market; None where no price is known."""
+        return self.market_usd_per_hour.get(market, self.usd_per_hour)
 
 
 class Node(Record):

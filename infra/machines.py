@@ -25,6 +25,10 @@ def add_machine_arguments(parser: argparse.ArgumentParser, default_type: str = D
         "--capacity", choices=["spot", "on-demand", "spot-then-on-demand"], default="spot-then-on-demand"
     )
     parser.add_argument("--num-nodes", type=int, default=1)
+    parser.add_argument(
+        "--zone",
+        help="an availability zone (default: all that offer the type; with several nodes the cheapest)",
+    )
     parser.add_argument("--usd-per-hour", type=_positive, help="of one instance, where no price is known")
     parser.add_argument(
         "--offline", action="store_true", help="prices of train/prices.yaml; AWS is not asked"
@@ -61,7 +65,18 @@ def look_at_machines(
         types, options.capacity, cloud.region, root_gib, options.usd_per_hour, options.offline, more_usd
     )
     checks += [zones_check, Check("price", "ok", f"price {offer.words}")]
+    if options.zone is not None:
+        if zones and options.zone not in zones:
+            raise UserError(f"--zone {options.zone} offers no {', '.join(types)}: one of {', '.join(zones)}")
+        zones = [options.zone]
+    elif options.num_nodes > 1 and zones:  # nodes talk all the time: one zone, and the others are not tried
+        zones = [min(zones, key=lambda zone: (_place(zone, offer.zones), zone))]
+        checks.append(Check("zone", "ok", f"all nodes in {zones[0]} (another one with --zone)"))
     return checks, offer, zones, types
+
+
+def _place(zone: str, cheapest_first: tuple[str, ...]) -> int:
+    return cheapest_first.index(zone) if zone in cheapest_first else len(cheapest_first)
 
 
 def instance_types_of(options: argparse.Namespace) -> list[str]:

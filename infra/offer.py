@@ -12,7 +12,7 @@ Example:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from infra.deployment import Capacity
 from infra.errors import UserError
@@ -32,14 +32,18 @@ class Offer:
 
     Attributes:
         worst_usd: it cannot cost more. expected_usd: the usual one.
-        side_usd: disk and address, contained in both.
+        side_usd: disk and address, contained in all of them.
         words: the price, where it comes from, and its date.
+        market_usd: the usual one of each market that may be used.
+        zones: the cheapest first, where AWS said what spot instances cost in each.
     """
 
     worst_usd: float
     expected_usd: float
     side_usd: float
     words: str
+    market_usd: dict[str, float] = field(default_factory=dict)
+    zones: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,10 @@ def _offer(instance_type: str, capacity: Capacity, region: str, side: float, is_
         )
     if note := (usual.note or on_demand.note):
         words += f" ({note})"
-    return Offer(on_demand.usd_per_hour + side, usual.usd_per_hour + side, side, words)
+    known = {"on-demand": on_demand, "spot": usual}
+    by_market = {market: known[market].usd_per_hour + side for market in markets_of(capacity)}
+    zones = tuple(zone.zone for zone in usual.zones)
+    return Offer(on_demand.usd_per_hour + side, usual.usd_per_hour + side, side, words, by_market, zones)
 
 
 def disks_usd_per_hour(iops: float, throughput: float, data_gib: float = 0.0) -> float:

@@ -92,8 +92,7 @@ def check_quota(aws: Aws, instance_type: str, num_nodes: int, market: str, vcpus
         )
     needed = vcpus * num_nodes
     try:
-        answer = aws.call("service-quotas", "get_service_quota", ServiceCode="ec2", QuotaCode=code)
-        allowed = float(answer["Quota"]["Value"])
+        allowed = _allowed(aws, code)
     except (AwsError, KeyError, TypeError) as error:
         return Check(
             "quota",
@@ -111,6 +110,18 @@ def check_quota(aws: Aws, instance_type: str, num_nodes: int, market: str, vcpus
         f"{what} is {allowed:.0f} vCPUs{taken}, and {num_nodes} × {instance_type} need {needed}: ask for "
         f"{needed + used} at {where} (hours to days), or choose another --instance-type or --capacity",
     )
+
+
+def _allowed(aws: Aws, code: str) -> float:
+    """The account's value; where nobody ever changed it, AWS may only know the one that all begin with."""
+    words = {"ServiceCode": "ec2", "QuotaCode": code}
+    try:
+        answer = aws.call("service-quotas", "get_service_quota", **words)
+    except AwsError as error:
+        if error.code != "NoSuchResourceException":
+            raise
+        answer = aws.call("service-quotas", "get_aws_default_service_quota", **words)
+    return float(answer["Quota"]["Value"])
 
 
 def _code(error: Exception) -> str:

@@ -47,7 +47,11 @@ PARALLELISM = "10"
 
 
 class TerraformFailed(UserError):
-    """It ended with a fault; what exists is in the state."""
+    """It ended with `faults`; what exists is in the state."""
+
+    def __init__(self, sentence: str, faults: tuple[str, ...] = ()) -> None:
+        super().__init__(sentence)
+        self.faults = faults
 
 
 class Terraform:
@@ -244,7 +248,7 @@ class Terraform:
         if interrupts.count:
             raise KeyboardInterrupt
         if code:
-            raise TerraformFailed(failure(command, self.module, faults, self.log))
+            raise TerraformFailed(failure(command, self.module, faults, self.log), tuple(faults))
         self._say(f"{command} of {self.module}: done in {time.monotonic() - began:.0f} s")
 
     def _understand(self, line: str, faults: list[str]) -> None:

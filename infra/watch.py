@@ -16,7 +16,7 @@ from infra.aws import AwsError
 from infra.cloud import Cloud
 from infra.console import size
 from infra.deployment import Deployment
-from infra.layout import Node
+from infra.layout import ON_DEMAND, SPOT, Node, group_name
 from infra.plan.prices import mlflow_usd_per_month, storage_usd_per_month
 from infra.records import ALIVE, Records, read_records
 
@@ -28,6 +28,10 @@ REASONS = (
     ("MaxSpotInstanceCountExceeded", "the spot quota is spent: ask for more (python -m infra up says which)"),
     ("VcpuLimitExceeded", "the quota of vCPUs is spent: ask for more (python -m infra up says which)"),
     ("SpotMaxPriceTooLow", "the spot price is above the cap that --max-usd and --max-hours leave"),
+    (
+        "KMS",
+        "the Auto Scaling service may not use the account's own key for disks: give its role a grant on it",
+    ),
 )
 
 
@@ -46,6 +50,7 @@ class Group:
     wanted: int
     most: int
     instances: list[dict[str, str]]
+    paused: str = ""  # why AWS no longer starts anything in it
 
 
 @dataclass
@@ -80,6 +85,7 @@ def look(cloud: Cloud, deployment: Deployment) -> Seen:
                 {"id": i["InstanceId"], "state": i["LifecycleState"], "zone": i["AvailabilityZone"]}
                 for i in group["Instances"]
             ],
+            _paused(group),
         )
         for group in cloud.groups(name)
     ]
@@ -122,7 +128,26 @@ def _state(seen: Seen, now: float) -> tuple[str, str]:
     return "waiting", _why_waiting(seen)
 
 
+def _paused(group: dict[str, Any]) -> str:
+    """AWS's own words, where launching is suspended: after a day without capacity it does so by itself."""
+    suspended = group.get("SuspendedProcesses") or ()
+    return next(
+        (
+            item.get("SuspensionReason") or "suspended"
+            for item in suspended
+            if item["ProcessName"] == "Launch"
+        ),
+        "",
+    )
+
+
 def _why_waiting(seen: Seen) -> str:
+    for group in seen.groups:
+        if group.wanted and group.paused:
+            return (
+                f"nothing is started any more in {group.name} ({group.paused}): the same command of "
+                "python -m infra up lets it try again"
+            )
     if not any(group.wanted for group in seen.groups):
         return "its groups want no instance, and nobody said why: python -m infra up starts it again"
     if seen.activity is None:
@@ -158,18 +183,19 @@ def last_activity(cloud: Cloud, groups: list[Group]) -> dict[str, str] | None:
 def cost_so_far(deployment: Deployment, records: Records, seen: Seen, now: float) -> float:
     """Dollars of all instances that have said something, from their first to their last sign of life."""
     present = {instance["id"] for group in seen.groups for instance in group.instances}
-    usual = deployment.compute_usd_per_hour / max(1, deployment.num_nodes)
     total = 0.0
     for node in records.nodes:
         times = [event.time for event in records.events if event.instance == node.instance]
         began = min([*times, node.since or node.updated])
         ended = now if node.instance in present and node.phase in ALIVE else max([*times, node.updated])
-        total += max(0.0, ended - began) / 3600 * _price(node, usual)
+        total += max(0.0, ended - began) / 3600 * _price(node, deployment)
     return total
 
 
-def _price(node: Node, usual: float) -> float:
-    return node.price_usd_per_hour if node.price_usd_per_hour is not None else usual
+def _price(node: Node, deployment: Deployment) -> float:
+    if node.price_usd_per_hour is not None:
+        return node.price_usd_per_hour
+    return deployment.node_usd_per_hour(node.market)
 
 
 def what_costs(cloud: Cloud, deployments: list[Deployment]) -> list[Lasting]:
@@ -179,12 +205,10 @@ def what_costs(cloud: Cloud, deployments: list[Deployment]) -> list[Lasting]:
         for group in cloud.groups(deployment.name):
             count = max(int(group["DesiredCapacity"]), len(group["Instances"]))
             if count:
-                usual = deployment.compute_usd_per_hour / max(1, deployment.num_nodes)
-                found.append(
-                    Lasting(
-                        f"{count} instance(s) of {group['AutoScalingGroupName']}", usd_per_hour=usual * count
-                    )
-                )
+                name = group["AutoScalingGroupName"]
+                market = ON_DEMAND if name == group_name(deployment.name, ON_DEMAND) else SPOT
+                usual = deployment.node_usd_per_hour(market)
+                found.append(Lasting(f"{count} instance(s) of {name}", usd_per_hour=usual * count))
     if not cloud.bucket_exists():
         return found
     num_bytes = bucket_bytes(cloud)

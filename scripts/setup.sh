@@ -40,12 +40,20 @@ install_packages() {
     return 1
   fi
   say "installing system packages for $why: $*"
-  if ! { as_root apt-get update && as_root env DEBIAN_FRONTEND=noninteractive \
-    apt-get install -y --no-install-recommends "$@"; } >"$APT_LOG" 2>&1; then
-    say "apt could not install them:"
-    tail -n 5 "$APT_LOG" >&2
-    return 1
-  fi
+  local try
+  for try in 1 2 3 4 5 6; do
+    if { as_root apt-get update && as_root env DEBIAN_FRONTEND=noninteractive \
+      apt-get install -y --no-install-recommends "$@"; } >"$APT_LOG" 2>&1; then
+      return 0
+    fi
+    # A machine that has just started is often updating itself.
+    if [ "$try" = 6 ] || ! grep -qi 'could not get lock' "$APT_LOG"; then break; fi
+    say "another program uses apt; waiting for it"
+    sleep 20
+  done
+  say "apt could not install them:"
+  tail -n 5 "$APT_LOG" >&2
+  return 1
 }
 
 # Which Python: 3.11 to 3.13.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import time
 from pathlib import Path
 
 from infra.cloud import Cloud
@@ -22,6 +23,7 @@ from infra.records import Checkpoint, Records, read_records
 from infra.watch import bucket_bytes, look
 
 DELETE_AT_ONCE = 1000  # as many as S3 takes
+BUCKET_SECONDS = 30.0  # for S3 to forget a bucket
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -134,7 +136,7 @@ def _everything(cloud: Cloud, options: argparse.Namespace, console: Console) -> 
         _say_storage(cloud, console)
         return 1
     with cloud.states.base_lock(cloud.region):
-        if not terraform.resources():
+        if exists and not terraform.resources():
             raise UserError(
                 f"the bucket {cloud.bucket} exists, but no Terraform state of it: remove it in the console"
             )
@@ -145,7 +147,7 @@ def _everything(cloud: Cloud, options: argparse.Namespace, console: Console) -> 
             terraform.destroy()
         finally:
             cloud.keep(terraform, "base")
-    if terraform.resources() or cloud.bucket_exists():
+    if terraform.resources() or not _bucket_goes(cloud):
         left = ", ".join(terraform.resources()) or cloud.bucket
         raise UserError(f"{left} is still there: run python -m infra down --everything again")
     for deployment in deployments:
@@ -155,6 +157,16 @@ def _everything(cloud: Cloud, options: argparse.Namespace, console: Console) -> 
     say_elsewhere(cloud, console)
     console.result({"everything": "gone"})
     return 0
+
+
+def _bucket_goes(cloud: Cloud) -> bool:
+    """S3 may name a removed bucket for some seconds more."""
+    until = time.monotonic() + BUCKET_SECONDS
+    while cloud.bucket_exists():
+        if time.monotonic() > until:
+            return False
+        time.sleep(2)
+    return True
 
 
 def empty_bucket(cloud: Cloud) -> None:

@@ -18,7 +18,7 @@ from infra.cloud import Cloud
 from infra.console import Console, dollars
 from infra.deployment import Deployment
 from infra.errors import UserError
-from infra.launch import Launch, end_instances, launch, say_limits, utc
+from infra.launch import Launch, end_instances, launch, resume, say_limits, utc
 from infra.layout import check_deployment
 from infra.machines import (
     ROOT_GIB,
@@ -155,6 +155,8 @@ def _already(cloud: Cloud, known: Deployment, options: argparse.Namespace, conso
             f"{known.name} is up with {'; '.join(differences)}: end it with python -m infra down "
             f"{known.name} (it goes on from its last checkpoint afterwards), or choose another --name"
         )
+    if resumed := resume(cloud, known.name):
+        console.say(f"{', '.join(resumed)} had stopped trying to start instances: it tries again")
     console.say(
         f"{known.name} is up already, until {utc(known.deadline)}: python -m infra status {known.name}"
     )

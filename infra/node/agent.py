@@ -18,7 +18,7 @@ from infra.node.metadata import Metadata
 from infra.node.policy import HOUR, Decision, RestartPolicy, too_many_instances
 from infra.node.settings import Settings
 from infra.node.shipping import Shipper
-from infra.node.staging import stage_data, write_recipe
+from infra.node.staging import slow_loader, stage_data, write_recipe
 from infra.node.starts import Starts
 from infra.node.store import Store
 from infra.node.verdict import Ending, Verdict, failed
@@ -59,8 +59,8 @@ class Agent:
         self.interrupts.patiently(self._refuse_ended)
         job = self.interrupts.patiently(self._read_job)
         self.interrupts.deadline = min(self._settings.deadline, job.deadline)
-        if job.usd_per_hour is not None:
-            self._shipper.usd_per_hour = job.usd_per_hour / job.num_nodes
+        if (usd_per_hour := job.usd_per_hour_of(self._settings.market)) is not None:
+            self._shipper.usd_per_hour = usd_per_hour / job.num_nodes
         deaths = self.interrupts.patiently(lambda: self._look_back(job))
         self._shipper.event("started", f"{self._settings.market} {self._settings.instance_type}".strip())
         self.interrupts.raise_for()
@@ -88,6 +88,7 @@ class Agent:
             return commands.train_command(job, settings, recipe, words, group)
 
         starts = self._starts(job, policy, command)
+        starts.note = slow_loader(data)
         decision = starts.run()
         if not starts.is_primary and decision.status in ("finished", "stopped"):
             self._wait_for_the_report()

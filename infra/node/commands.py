@@ -34,8 +34,8 @@ def overrides(job: Job, settings: Settings, data: Path) -> list[str]:
         f"data.path={data}",
         f"checkpoint.mirror={mirror(job.bucket)}",
     ]
-    if job.usd_per_hour is not None:
-        own.append(f"budget.usd_per_hour={job.usd_per_hour}")
+    if (usd_per_hour := job.usd_per_hour_of(settings.market)) is not None:
+        own.append(f"budget.usd_per_hour={usd_per_hour}")
         if job.max_usd is not None:
             own.append(f"budget.max_usd={job.max_usd}")
     return [*job.overrides, *own]

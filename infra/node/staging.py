@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from data_prep.manifest import MANIFEST_NAME
+from data_prep.manifest import MANIFEST_NAME, load_manifest
 from data_prep.storage import is_s3, open_folder
 from infra.layout import Job
 from infra.node import commands
@@ -81,6 +82,16 @@ def find_on_volume(volume: Path, version: str) -> Path | None:
         except OSError as error:
             say.warning("%s cannot be read: %s", manifest, error)
     return None
+
+
+def slow_loader(data: Path) -> str:
+    """A warning where shards for FFCV are to be read without it, which costs most of the speed; or ""."""
+    if load_manifest(open_folder(str(data))).format != "ffcv":
+        return ""
+    package = importlib.util.find_spec("ffcv")
+    if package is not None and any(Path(str(package.origin)).parent.glob("_libffcv*")):
+        return ""
+    return "warning: FFCV could not be installed, and the slower reference loader reads the images"
 
 
 def read_status(path: Path) -> tuple[str | None, str]:

@@ -34,6 +34,7 @@ class Starts:
 
     Attributes:
         is_primary: whether the run's folder with status.json is on this node.
+        note: what `status` is to show beside the count of starts; "" for nothing.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Starts:
         self._phase: Phase = "training" if self._is_training else "preparing"
         self._rendezvous = Rendezvous(settings, store, job.num_nodes) if job.num_nodes > 1 else None
         self.is_primary = True
+        self.note = ""
 
     def run(self) -> Decision:
         """Again and again, until there is no more to do; the decision is to `end`.
@@ -66,7 +68,7 @@ class Starts:
             attempt += 1
             group = self._meet(attempt)
             generation = 0 if group is None else group.generation
-            self._shipper.phase(self._phase, f"start {attempt}", attempt)
+            self._shipper.phase(self._phase, f"start {attempt}{self.note and f'; {self.note}'}", attempt)
             self._shipper.event("training", f"start {attempt}", attempt, generation)
             began = time.time()
             status, reason = self._start(group)

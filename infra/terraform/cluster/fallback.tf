@@ -21,8 +21,8 @@ resource "aws_cloudwatch_metric_alarm" "fallback" {
   comparison_operator = "GreaterThanThreshold"
   threshold           = 0
   evaluation_periods  = var.fallback_minutes
-  datapoints_to_alarm = var.fallback_minutes
-  treat_missing_data  = "notBreaching" # nothing is bought because a metric is late
+  datapoints_to_alarm = ceil(0.8 * var.fallback_minutes) # a minute whose metric got lost does not begin it anew
+  treat_missing_data  = "notBreaching"                   # nothing is bought because a metric is late
   alarm_actions       = [aws_autoscaling_policy.fallback[0].arn, aws_sns_topic.this.arn]
 
   # Wanted and not there: 0 once the group was set to 0, so that the end of a run raises nothing.

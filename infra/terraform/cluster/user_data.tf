@@ -25,6 +25,7 @@ locals {
       deadline    = format("%d", var.deadline)
       image       = var.image
       wheels      = var.wheels
+      num_nodes   = var.num_nodes
       files       = { for target, name in local.bootstrap_files : target => base64gzip(file("${local.bootstrap}/${name}")) }
     }))
   }

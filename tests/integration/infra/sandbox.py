@@ -63,6 +63,7 @@ def user_data_variables(bucket: str = "a-bucket", **changes: Any) -> dict[str, A
         "deadline": int(time.time()) + 7200,
         "image": "",
         "wheels": "",
+        "num_nodes": 1,
         "files": bootstrap_files(),
     } | changes
 

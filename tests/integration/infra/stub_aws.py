@@ -1,8 +1,9 @@
 """A stand-in for the AWS CLI, for sandboxes: every call is written down, and done against AWS_ENDPOINT_URL.
 
 It knows what the scripts of infra/bootstrap use: `s3 cp`, `s3 sync`, `s3api put-object --if-none-match`,
-`autoscaling set-desired-capacity` and `suspend-processes`, `sns publish`, `ecr get-login-password`. Written
-with the standard library only, since it starts a dozen times a test.
+`s3api list-objects-v2` with a query that counts what was modified since, `autoscaling set-desired-capacity`
+and `suspend-processes`, `sns publish`, `ecr get-login-password`. Written with the standard library only,
+since it starts a dozen times a test.
 
     STUB_CALLS      file that a line of JSON a call is appended to
     STUB_FAULTS     file with JSON: {"autoscaling set-desired-capacity": 2}: so many calls fail, -1: all
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 import urllib.error
@@ -44,6 +46,8 @@ def main(words: list[str]) -> int:
             condition = {"If-None-Match": options["if-none-match"]} if "if-none-match" in options else {}
             with open(options["body"], "rb") as file:  # noqa: PTH123
                 _ask("PUT", f"/{options['bucket']}/{options['key']}", file.read(), condition)
+        elif (service, operation) == ("s3api", "list-objects-v2"):
+            sys.stdout.write(f"{_count(options)}\n")
         elif service == "autoscaling":
             _autoscaling(operation, options)
     except urllib.error.HTTPError as error:
@@ -82,6 +86,15 @@ def _sync(source: str, target: str) -> None:
     for piece in listed.split("<Key>")[1:]:
         key = piece.split("</Key>")[0]
         _copy(f"s3://{bucket}/{key}", os.path.join(target, key.rpartition("/")[2]))  # noqa: PTH118
+
+
+def _count(options: dict[str, str]) -> int:
+    """Objects below the prefix that are no older than the query's time."""
+    asked = re.fullmatch(r"length\(Contents\[\?LastModified>='(.*)'\] \|\| `\[\]`\)", options["query"])
+    assert asked is not None, options["query"]
+    prefix = urllib.parse.quote(options["prefix"])
+    listed = _ask("GET", f"/{options['bucket']}?list-type=2&prefix={prefix}").decode()
+    return sum(time >= asked[1] for time in re.findall(r"<LastModified>(.*?)</LastModified>", listed))
 
 
 def _autoscaling(operation: str, options: dict[str, str]) -> None:

@@ -127,6 +127,12 @@ def began_too_often(sandbox: Sandbox) -> None:
         sandbox.bucket.put(Keys(DEPLOYMENT).event(event.time, event.instance, "started"), event.to_json())
 
 
+def left_too_often(sandbox: Sandbox) -> None:
+    """Machines that came no further than installing."""
+    for number in range(12):
+        sandbox.bucket.put(Keys(DEPLOYMENT).node(f"i-{number}"), Node(instance=f"i-{number}").to_json())
+
+
 def flaky_aws(sandbox: Sandbox) -> None:
     sandbox.fail(autoscaling_set_desired_capacity=3, s3_cp=1, sns_publish=1)
 
@@ -199,6 +205,7 @@ SCENARIOS = {
     "too late": Scenario(options={"seconds_left": -5}),
     "ended before": Scenario(prepare=ended_before),
     "boots for ever": Scenario(prepare=began_too_often),
+    "installs for ever": Scenario(prepare=left_too_often),
     "no rights": Scenario(prepare=no_rights),
     "two disks": Scenario(prepare=two_disks),
     "mounted by the image": Scenario(prepare=mounted_by_the_image),
@@ -287,6 +294,7 @@ ENDINGS = {
     "too late": ("deadline", "max hours"),
     "ended before": ("finished", "all epochs"),
     "boots for ever": ("failed", "13 instances have begun within an hour"),
+    "installs for ever": ("failed", "more than 11 instances have begun within an hour"),
     "wrong wheels": ("failed", "while installing the project"),
     "image": ("finished", "by the image"),
     "fallback": ("finished", "3 of 3 epochs"),

@@ -68,7 +68,15 @@ def test_units_start_what_is_there_and_fail_into_the_end(tmp_path: Path, bucket:
     assert sandbox.unit("sprint-failed.service")["FailureAction"] == "poweroff-force"
     # The watch first, so that the deadline holds whatever happens to the rest.
     started = [words[-1] for words in sandbox.commands if words[0] == "systemctl" and len(words) > 2]
-    assert started == ["sprint-watch.timer", "sprint.service", "sprint.service"]
+    assert started == [
+        "sprint-watch.timer",
+        "apt-daily-upgrade.timer",  # masked: it restarts services
+        "sprint.service",
+        "sprint.service",
+    ]
+    assert sandbox.unit("sprint.service")["RefuseManualStop"] == "yes", (
+        "a restart would be a machine that leaves"
+    )
     analyze = shutil.which("systemd-analyze")
     if analyze is not None:
         paths = [str(sandbox.root / "etc/systemd/system" / name) for name in sorted(units)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,9 +10,12 @@ from unittest.mock import MagicMock
 
 import pytest
 
+from infra import machines
 from infra.deployment import Base
 from infra.errors import UserError
-from infra.launch import cluster_variables, end_instances, wake
+from infra.launch import apply_cluster, cluster_variables, end_instances, wake
+from infra.offer import Offer
+from infra.terraform_cli import TerraformFailed
 from tests.unit.infra.fake_cloud import FakeCloud, deployment, group
 
 SPOT, FALLBACK = "sprint-mine-spot", "sprint-mine-on-demand"
@@ -65,3 +69,55 @@ def test_nothing_is_started_before_what_ends_it_is_there(tmp_path: Path) -> None
     wanted.limits.hours, wanted.limits.max_spot_price = 20.0, None
     cloud: Any = SimpleNamespace(region="us-east-1", bucket="b", own=lambda module: {})
     assert cluster_variables(cloud, base, wanted, deployment())["start"] is False
+
+
+class RefusingTerraform:
+    """Fails with these faults as long as a budget is asked for."""
+
+    def __init__(self, *faults: str) -> None:
+        self.faults, self.applied = faults, 0
+
+    def apply(self, variables: dict[str, Any]) -> None:
+        if variables.get("enable_budget", True):
+            raise TerraformFailed("terraform apply of cluster failed", self.faults)
+        self.applied += 1
+
+
+BUDGET = "creating Budget (1:sprint-mine): AccessDeniedException: Account 1 is a linked account"
+
+
+def test_an_account_that_may_have_no_budget_alarm_still_trains() -> None:
+    said: list[str] = []
+    terraform: Any = RefusingTerraform(BUDGET)
+    apply_cluster(terraform, {"max_usd": 5}, SimpleNamespace(warn=said.append))  # type: ignore[arg-type]
+    assert terraform.applied == 1
+    assert "refuses this account a budget alarm" in said[0] and "linked account" in said[0]
+
+
+def test_other_faults_of_terraform_are_not_passed_over() -> None:
+    terraform: Any = RefusingTerraform(BUDGET, "creating EC2 Launch Template: UnauthorizedOperation")
+    with pytest.raises(TerraformFailed):
+        apply_cluster(terraform, {}, SimpleNamespace(warn=print))  # type: ignore[arg-type]
+    assert terraform.applied == 0
+
+
+def test_several_nodes_go_to_the_cheapest_zone_that_has_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    offered = [{"Location": f"us-east-1{letter}"} for letter in "abc"]
+    cloud: Any = FakeCloud(tmp_path, ec2__describe_instance_type_offerings={"InstanceTypeOfferings": offered})
+    cloud.own = lambda module: {}
+    offer = Offer(4.6, 2.0, 0.04, "a price", zones=("us-east-1d", "us-east-1c", "us-east-1a"))
+    monkeypatch.setattr(machines, "find_offer", lambda *arguments: offer)
+    options = ["--max-usd", "5", "--max-hours", "1", "--instance-type", "g6.12xlarge"]
+    parser = argparse.ArgumentParser()
+    machines.add_machine_arguments(parser)
+
+    def zones(*more: str) -> list[str]:
+        return machines.look_at_machines(cloud, parser.parse_args([*options, *more]))[2]
+
+    assert zones() == ["us-east-1a", "us-east-1b", "us-east-1c"]
+    assert zones("--num-nodes", "2") == ["us-east-1c"]
+    assert zones("--num-nodes", "2", "--zone", "us-east-1b") == ["us-east-1b"]
+    with pytest.raises(UserError, match="--zone us-east-1d offers no g6"):
+        zones("--zone", "us-east-1d")

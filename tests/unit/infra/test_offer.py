@@ -46,6 +46,7 @@ def test_the_worst_price_is_that_on_demand_with_disk_and_address() -> None:
     assert 1.5 < spot.expected_usd < 2.7, "the usual one is that of the spot market"
     demand = find_offer(["g6.12xlarge"], "on-demand", "us-east-1", 200, None)
     assert demand.expected_usd == demand.worst_usd == pytest.approx(spot.worst_usd)
+    assert spot.market_usd == {"spot": spot.expected_usd, "on-demand": spot.worst_usd}
     dearest = find_offer(["g6.12xlarge", "p4d.24xlarge"], "on-demand", "us-east-1", 200, None)
     assert dearest.worst_usd > 21
 

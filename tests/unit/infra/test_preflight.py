@@ -77,6 +77,17 @@ def test_a_quota_that_cannot_be_read_is_a_warning() -> None:
     assert check.level == "warning" and "48 vCPUs are needed" in check.sentence
 
 
+def test_a_quota_that_nobody_ever_changed_is_the_one_all_begin_with() -> None:
+    nothing = AwsError("no such resource", "NoSuchResourceException")
+    answers = {
+        "service-quotas__get_service_quota": nothing,
+        "service-quotas__get_aws_default_service_quota": {"Quota": {"Value": 0.0}},
+        "ec2__describe_instances": {"Reservations": []},
+    }
+    check = check_quota(FakeAws(**answers), "g6.12xlarge", 1, "spot", 48)  # type: ignore[arg-type]
+    assert check.level == "fault" and "is 0 vCPUs" in check.sentence
+
+
 def test_a_type_that_no_zone_offers_is_a_fault() -> None:
     offered = [{"Location": "us-east-1b"}, {"Location": "us-east-1a"}, {"Location": "us-east-1b"}]
     aws = FakeAws(ec2__describe_instance_type_offerings={"InstanceTypeOfferings": offered})

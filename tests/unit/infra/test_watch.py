@@ -119,6 +119,26 @@ def test_the_cost_counts_every_instance_and_no_gap(tmp_path: Path) -> None:
     assert seen.cost_usd == pytest.approx(1.5 + 1.0, rel=0.01)
 
 
+def test_on_demand_instances_cost_what_they_cost(tmp_path: Path) -> None:
+    """The fallback of spot-then-on-demand, half of whose cost was once not shown."""
+    known = deployment(market_usd_per_hour={"spot": 2.0, "on-demand": 4.6})
+    cloud = FakeCloud(
+        tmp_path, [group("sprint-mine-on-demand", 1, "i-1")], s3__list_object_versions={"Versions": []}
+    )
+    put_event(cloud, "i-1", "started", 3600)
+    put_node(cloud, "i-1", market="on-demand", since=time.time() - 3600)
+    assert look(cloud, known).cost_usd == pytest.approx(4.6, rel=0.01)  # type: ignore[arg-type]
+    assert what_costs(cloud, [known])[0].usd_per_hour == 4.6  # type: ignore[arg-type]
+
+
+def test_a_group_that_aws_stopped_trying_says_so(tmp_path: Path) -> None:
+    paused = {"ProcessName": "Launch", "SuspensionReason": "User suspended at 2026 after failing to launch"}
+    cloud = FakeCloud(tmp_path, [group(GROUP, 1) | {"SuspendedProcesses": [paused]}])
+    seen = look(cloud, deployment())  # type: ignore[arg-type]
+    assert seen.state == "waiting" and "after failing to launch" in seen.detail
+    assert "python -m infra up lets it try again" in seen.detail
+
+
 def test_what_costs_money_is_named_with_its_price(tmp_path: Path) -> None:
     versions = [{"Key": "data/a", "Size": 60e9}, {"Key": "runs/mine/x", "Size": 5e9}]
     cloud = FakeCloud(tmp_path, [group(GROUP, 1, "i-1")], s3__list_object_versions={"Versions": versions})
