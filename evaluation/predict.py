@@ -13,13 +13,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import nn
 
-from data_prep.manifest import load_manifest
+from data_prep.manifest import ImageSettings, load_manifest
 from data_prep.progress import progress_bar
 from data_prep.storage import sha256_file
 from evaluation.metrics import Predictions
-from train.checkpoint import BEST_NAME, content_fault, load_checkpoint, missing_keys
+from train.checkpoint import BEST_NAME, CheckpointStore, content_fault, load_checkpoint, missing_keys
 from train.config import Recipe, parse_recipe
 from train.data.batch import Normalize, normalization_statistics
 from train.data.loaders import LoaderPlan, build_loader
@@ -40,6 +41,8 @@ class TrainedModel:
     progress: dict[str, Any]
     device: torch.device
     data_identity: str = ""  # SHA-256 of the index of the samples it was trained on; empty where unknown
+    display_names: tuple[str, ...] = ()
+    image_settings: ImageSettings | None = None  # how its images were made; None of older checkpoints
 
 
 def load_trained(path: Path, device: torch.device) -> TrainedModel:
@@ -77,7 +80,23 @@ def load_trained(path: Path, device: torch.device) -> TrainedModel:
         progress=state["progress"],
         device=device,
         data_identity=str(state.get("data_identity") or ""),
+        display_names=_display_names(state),
+        image_settings=_image_settings(state),
     )
+
+
+def _display_names(state: dict[str, Any]) -> tuple[str, ...]:
+    names = state.get("display_names")
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        return ()
+    return tuple(names)
+
+
+def _image_settings(state: dict[str, Any]) -> ImageSettings | None:
+    try:
+        return ImageSettings.model_validate(state["image_settings"])
+    except (KeyError, ValidationError):
+        return None
 
 
 def load_trained_with_sha256(path: Path, device: torch.device) -> tuple[TrainedModel, str]:
@@ -107,6 +126,12 @@ def run_folder_of(checkpoint: Path) -> Path | None:
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     folder = folder.parent if folder.name == "checkpoints" else folder
     return folder if (folder / "checkpoints").is_dir() else None
+
+
+def is_best_checkpoint(path: Path) -> bool:
+    """Whether what `load_trained` reads there is its run's best one, whose accuracy the run states."""
+    file = checkpoint_file(path)
+    return file.name == BEST_NAME or CheckpointStore(file.parent).manifest().best == file.name
 
 
 @torch.inference_mode()

@@ -42,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     assert module is not None
     try:
         return module.run(options)
+    except BrokenPipeError:
+        raise  # of `| head`, see below
     except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from data_prep.manifest import ImageSettings, Manifest
-from evaluation.predict import TrainedModel, load_trained_with_sha256, run_folder_of
+from evaluation.predict import TrainedModel, is_best_checkpoint, load_trained_with_sha256, run_folder_of
 from serve.portable.model_info import ModelInfo, load_info
 from serve.portable.preprocessing import Preprocessing
 from train.config import ModelSection, Recipe
@@ -34,6 +34,7 @@ SAFETENSORS_NAME = "model.safetensors"
 TIMM_CONFIG_NAME = "config.json"
 CARD_NAME = "README.md"
 EXPORT_NAME = "export.json"
+ASSUMED = "assumed: the defaults"
 FORM_FILES = {
     "safetensors": SAFETENSORS_NAME,
     "onnx": "model.onnx",
@@ -51,6 +52,7 @@ class Source:
         model: float NCHW → logits, in evaluation mode. normalize: uint8 NHWC → its input.
         run_folder: where the run lies, for its summary and report; None where there is none.
         recipe: of the training; None for an exported folder.
+        is_best: whether it is the run's best checkpoint, whose accuracy the run states.
     """
 
     model: nn.Module
@@ -59,6 +61,7 @@ class Source:
     device: torch.device
     run_folder: Path | None = None
     recipe: Recipe | None = None
+    is_best: bool = False
 
 
 def is_exported(path: Path) -> bool:
@@ -86,13 +89,14 @@ def load_source(path: Path, device: torch.device | None = None, manifest: Manife
         device=device,
         run_folder=run_folder_of(path),
         recipe=trained.recipe,
+        is_best=is_best_checkpoint(path),
     )
 
 
 def info_of(trained: TrainedModel, path: Path, digest: str, manifest: Manifest | None = None) -> ModelInfo:
     """What belongs to a trained model; see `load_source`."""
     recipe = trained.recipe
-    images = ImageSettings()
+    images = trained.image_settings or ImageSettings()
     run_folder = run_folder_of(path)
     info = ModelInfo(
         preprocessing=Preprocessing(
@@ -105,6 +109,7 @@ def info_of(trained: TrainedModel, path: Path, digest: str, manifest: Manifest |
             apply_exif=images.apply_exif,
         ),
         class_names=trained.class_names,
+        display_names=_display_names(trained.display_names, trained.class_names),
         flip_average=recipe.validation.flip_average,
         # Where the first weights lay is a folder of this machine, and the network is built without.
         model=recipe.model.model_dump(mode="json") | {"checkpoint": None},
@@ -115,7 +120,7 @@ def info_of(trained: TrainedModel, path: Path, digest: str, manifest: Manifest |
             "weights": recipe.headline_weights,
             "data_set": recipe.data.name,
             "data_index_sha256": trained.data_identity,
-            "image_settings": "assumed: the defaults",
+            "image_settings": ASSUMED if trained.image_settings is None else "of the checkpoint",
         },
     )
     return info if manifest is None else with_data_set(info, manifest)
@@ -141,7 +146,7 @@ def with_data_set(info: ModelInfo, manifest: Manifest) -> ModelInfo:
             cap_side=images.cap_side,
             apply_exif=images.apply_exif,
         ),
-        display_names=_display_names(manifest),
+        display_names=_display_names(manifest.display_names, manifest.class_names),
         provenance=info.provenance | {"image_settings": "of the data set"},
     )
 
@@ -153,10 +158,8 @@ def _statistics(trained: TrainedModel) -> tuple[tuple[float, float, float], tupl
     return mean, std  # type: ignore[return-value]
 
 
-def _display_names(manifest: Manifest) -> tuple[str, ...]:
-    if len(manifest.display_names) != len(manifest.class_names):
-        return ()
-    return () if manifest.display_names == manifest.class_names else manifest.display_names
+def _display_names(shown: tuple[str, ...], names: tuple[str, ...]) -> tuple[str, ...]:
+    return shown if len(shown) == len(names) and shown != names else ()
 
 
 def _load_exported(folder: Path, device: torch.device) -> Source:

@@ -55,6 +55,9 @@ def _state(run: Run, rank_states: torch.Tensor) -> dict[str, Any]:
         "data_identity": run.data_identity,
         "fold": run.fold_identity,
         "class_names": list(run.manifest.class_names),
+        # For whoever uses the model where the data set is not.
+        "display_names": list(run.manifest.display_names),
+        "image_settings": run.manifest.images.model_dump(mode="json"),
         "mean": list(run.manifest.mean),
         "std": list(run.manifest.std),
     }

@@ -161,8 +161,8 @@ def _data_notes(runs: Sequence[ComparedRun]) -> list[str]:
     names = {run.record.recipe.data.name for run in runs if run.record.recipe is not None}
     if len(known) > 1:
         return [
-            "The runs validated themselves on different data sets (their sample indexes differ): their own "
-            "figures are not of the same images, and must not be compared with each other."
+            "The runs validated themselves on different images (other data sets, or other folds): their own "
+            "figures must not be compared with each other."
         ]
     num_unknown = sum(run.data_sha256 is None for run in runs)
     if num_unknown and len(names) > 1:

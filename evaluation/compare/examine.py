@@ -8,6 +8,7 @@ Example:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,14 @@ from typing import Literal
 
 import torch
 
-from data_prep.manifest import load_manifest
+from data_prep.manifest import Manifest, load_manifest
 from evaluation.compare.figures import ComparedRun, run_figures, with_figures
 from evaluation.compare.model_cost import NOTHING_MEASURED, measure_cost, static_cost
 from evaluation.compare.predicted import FoundPredictions, new_predictions, saved_predictions
 from evaluation.compare.runs import RunRecord, index_sha256, own_manifest
 from evaluation.predict import TrainedModel, load_trained
 from train.config import Recipe
+from train.data.folds import class_counts_of, fold_identity
 from train.models.build import build_model
 from train.validation import views_of
 
@@ -67,10 +69,8 @@ def examine(
         predictions=None if found is None else found.predictions,
         predictions_sha256="" if found is None else found.data_sha256,
         num_classes=num_classes,
-        num_images=None
-        if manifest is None or "val" not in manifest.splits
-        else manifest.splits["val"].num_samples,
-        data_sha256=index_sha256(manifest, "val"),
+        num_images=_num_own_images(manifest, recipe),
+        data_sha256=_own_images_sha256(manifest, recipe),
     )
     if with_measurements and recipe is not None and num_classes is not None:
         say(f"{letter} {record.name}: measuring speed and memory")
@@ -81,6 +81,24 @@ def examine(
         )
         notes += measured.notes
     return with_figures(replace(run, measured=measured, notes=(*record.notes, *notes)))
+
+
+def _num_own_images(manifest: Manifest | None, recipe: Recipe | None) -> int | None:
+    """How many images the run's own figures are of: of the validation split, or of its fold."""
+    if manifest is None:
+        return None
+    if recipe is not None:
+        return sum(class_counts_of(manifest, recipe.data)["val"])
+    return manifest.splits["val"].num_samples if "val" in manifest.splits else None
+
+
+def _own_images_sha256(manifest: Manifest | None, recipe: Recipe | None) -> str | None:
+    """What tells these images from others; None where it is not known."""
+    fold = None if recipe is None else fold_identity(recipe.data)
+    digest = index_sha256(manifest, "val" if fold is None else "train")
+    if fold is None or digest is None:
+        return digest
+    return hashlib.sha256(f"{digest} {fold}".encode()).hexdigest()
 
 
 def _load(record: RunRecord, notes: list[str]) -> TrainedModel | None:

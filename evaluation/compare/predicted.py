@@ -17,7 +17,7 @@ from evaluation.compare.paired import in_order
 from evaluation.compare.runs import RunRecord, index_sha256
 from evaluation.metrics import Predictions
 from evaluation.predict import TrainedModel, checkpoint_file, predict
-from evaluation.predictions_file import load_predictions
+from evaluation.predictions_file import PREDICTIONS_NAME, load_predictions, report_folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +38,9 @@ def saved_predictions(
         view: in words, as the run's headline is seen; None where the recipe is not known, then any.
     """
     path = record.saved_predictions
+    if split != "val" and record.folder is not None:
+        own = record.folder / report_folder(split) / PREDICTIONS_NAME
+        path = own if own.is_file() else path
     if path is None:
         return None, ""
     try:

@@ -18,7 +18,7 @@ from data_prep.plain_json import read_json
 from data_prep.storage import is_s3
 from evaluation.image_properties import measure_properties
 from evaluation.predict import TrainedModel, load_trained_with_sha256, predict, run_folder_of
-from evaluation.predictions_file import SavedPredictions
+from evaluation.predictions_file import SavedPredictions, report_folder
 from evaluation.report import model_sections
 from evaluation.report.page import HELD_OUT
 from evaluation.report.write import ReportFiles, write_report
@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="a checkpoint file, or a run folder (its best one)")
     parser.add_argument("--data", required=True, help="the prepared data set: a folder or s3://…")
     parser.add_argument("--split", choices=["val", "train"], default="val")
-    parser.add_argument("--out", type=Path, help="default: report/ in the run's folder")
+    parser.add_argument(
+        "--out", type=Path, help="default: report/ in the run's folder, report-train/ of train"
+    )
     parser.add_argument("--loader", choices=["auto", *BACKENDS], default="auto")
     parser.add_argument("--resolution", type=int, help="side in pixels (default: the recipe's)")
     parser.add_argument("--no-mlflow", action="store_true", help="do not add the report to the MLflow run")
@@ -73,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
         view=_view(trained, options).words,
     )
     run_folder = run_folder_of(options.checkpoint)
-    out = options.out or ((run_folder or Path()) / "report")
+    out = options.out or ((run_folder or Path()) / report_folder(options.split))
     summary = _read_summary(run_folder)
     files = write_report(
         out,
@@ -92,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
         f"{predictions.num_samples:,} {options.split} images; report: {files.html}"
     )
     if not options.no_mlflow:
-        _log_to_mlflow(run_folder, options.tracking_uri, summary, files)
+        _log_to_mlflow(run_folder, options.tracking_uri, summary, files, options.split)
     return 0
 
 
@@ -160,6 +162,7 @@ def _log_to_mlflow(
     named_uri: str | None,
     summary: dict[str, Any] | None,
     files: ReportFiles,
+    split: str = "val",
 ) -> None:
     run_id = (summary or {}).get("mlflow_run_id")
     if run_folder is None or run_id is None:
@@ -170,6 +173,9 @@ def _log_to_mlflow(
     except RecipeError:
         return
     uri = named_uri or tracking_uri(tracking, run_folder.parent)
-    fault = add_to_run(uri, run_id, files.html.parent, "report", dict(files.metrics))
+    metrics = dict(files.metrics)
+    if split != "val":
+        metrics = {f"report_{split}_{name.removeprefix('report_')}": value for name, value in metrics.items()}
+    fault = add_to_run(uri, run_id, files.html.parent, report_folder(split), metrics)
     shown = without_credentials(uri)
     print(f"warning: {fault}" if fault else f"added to MLflow run {run_id} ({shown})", file=sys.stderr)

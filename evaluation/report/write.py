@@ -20,7 +20,7 @@ from data_prep.plain_json import read_json
 from evaluation.files import utf8_bytes, write_file
 from evaluation.image_properties import ImageProperties
 from evaluation.metrics import Predictions, evaluate
-from evaluation.predictions_file import PREDICTIONS_NAME, predictions_bytes
+from evaluation.predictions_file import PREDICTIONS_NAME, TEXTS, predictions_bytes
 from evaluation.report.page import render_page
 from evaluation.report.section import ReportContent, Section
 from evaluation.report.sections import BUILDERS, LAST_BUILDERS
@@ -120,6 +120,8 @@ def _report_json(content: ReportContent, sections: Sequence[Section], files: lis
         "top5": results.top5,
         "top5_interval": results.top5_interval,
     }
+    # Whose figures these are: whoever quotes them must be able to tell. Empty where it is not known.
+    fields |= {name: getattr(content.predictions, name, "") for name in TEXTS}
     for section in sections:
         assert not section.figures.keys() & fields.keys(), f"{section.heading}: a key of another section"
         fields |= section.figures

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from data_prep.progress import progress_bar
 from data_prep.sources.walk import files_below
 from serve.classifier import BadImage, Classifier, Limits, Prediction, open_classifier
+from serve.model_folder import ASSUMED
 from serve.portable.texts import as_cell, encodable, printable
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
@@ -56,6 +57,12 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--batch-size is {options.batch_size}: it must be from 1 to 4,096")
     paths, num_passed_over = find_files(options.files)
     classifier = open_classifier(options.model, form=options.form)
+    if classifier.info.provenance.get("image_settings") == ASSUMED:
+        print(
+            "note: this checkpoint does not say how its data set's images were made, so the defaults are "
+            "assumed (500 pixels, not turned by EXIF); python -m serve export … --data FOLDER knows",
+            file=sys.stderr,
+        )
     answers = []
     with progress_bar(len(paths), "predict") as bar:
         for answer in classify_files(classifier, paths, options.top, options.batch_size):

@@ -13,7 +13,7 @@ from data_prep.storage import is_s3
 from evaluation.compare.runs import read_recipe, read_summary
 from evaluation.explain.grad_cam import choose_layer, grad_cam
 from evaluation.metrics import finite_number
-from evaluation.predict import run_folder_of
+from evaluation.predict import is_best_checkpoint, run_folder_of
 from serve.classifier import TorchClassifier
 from serve.model_folder import SAFETENSORS_NAME, is_exported
 from serve.page.facts import facts_of
@@ -60,8 +60,8 @@ def open_shown(path: Path, limits: Limits) -> ShownModel:
 
 
 def top1_of(path: Path) -> str:
-    """`84.72%`: the best of the run that `path` is or belongs to; empty where it is not known."""
-    folder = run_folder_of(path)
+    """`84.72%`: of a run's best checkpoint, as the run measured it; empty where it is not known."""
+    folder = run_folder_of(path) if is_best_checkpoint(path) else None
     value = finite_number(read_summary(folder / SUMMARY_NAME, []).get("best_top1")) if folder else None
     return "" if value is None else f"{100 * value:.2f}%"
 

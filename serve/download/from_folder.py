@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data_prep.progress import progress_bar
 from data_prep.storage import sha256_file
+from serve.download.marker import is_of, mark
 from serve.download.resumable import bring_file
 from train.checkpoint import BEST_NAME, BEST_WEIGHTS_NAME, MANIFEST_NAME, CheckpointStore
 from train.run_folder import METRICS_NAME, RECIPE_NAME, STATUS_NAME, SUMMARY_NAME
@@ -25,7 +26,11 @@ def bring(source: Path, folder: Path) -> Path:
         raise ValueError(f"{source} holds no checkpoint: name a run's folder, runs/NAME")
     if source.resolve() == folder.resolve():
         raise ValueError(f"{folder} is the run itself: choose another folder with --out")
-    _refuse_another(folder, {entry.sha256 for entry in manifest.checkpoints})
+    origin = str(source.resolve())
+    if not is_of(folder, "folder", origin):
+        _refuse_another(folder, {entry.sha256 for entry in manifest.checkpoints})
+    _refuse_newer(folder, manifest.checkpoints[-1].step)
+    mark(folder, "folder", origin)
     newest, best = manifest.checkpoints[-1], manifest.entry(manifest.best)
     kept = [entry for entry in manifest.checkpoints if entry in (newest, best)]
     # Path below the run → SHA-256 as it was saved, or None: then what is read now.
@@ -59,3 +64,12 @@ def _refuse_another(folder: Path, known: set[str]) -> None:
     there = CheckpointStore(folder / "checkpoints").manifest().checkpoints
     if there and not any(entry.sha256 in known for entry in there):
         raise ValueError(f"{folder} holds checkpoints of another run: choose another folder with --out")
+
+
+def _refuse_newer(folder: Path, step: int) -> None:
+    """A copy that was trained on is not put back."""
+    there = CheckpointStore(folder / "checkpoints").manifest().checkpoints
+    if there and there[-1].step > step:
+        raise ValueError(
+            f"{folder} is at step {there[-1].step:,}, the run at {step:,}: choose another folder with --out"
+        )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from data_prep.plain_json import read_json
 from data_prep.progress import progress_bar
 from data_prep.storage import sha256_file
+from serve.download.marker import is_of, mark
 from train.checkpoint import BEST_NAME, BEST_WEIGHTS_NAME
 from train.config.credentials import without_credentials
 from train.run_folder import SUMMARY_NAME
@@ -56,7 +57,10 @@ def bring(run: str, folder: Path, uri: str) -> Path:
     try:
         _fetch(client, run_id, SUMMARY_NAME, folder)
         digest = str(read_json(folder / SUMMARY_NAME)["checkpoint_sha256"])
-        _refuse_another(folder, digest)
+        origin = f"{shown} {run_id}"
+        if not is_of(folder, "mlflow", origin):
+            _refuse_another(folder, digest)
+        mark(folder, "mlflow", origin)
         with progress_bar(sum(files.values()), "download", unit="B") as bar:
             for name, num_bytes in files.items():
                 if not _is_there(folder / name, num_bytes, digest):

@@ -8,19 +8,24 @@ Example:
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
+import json
 import os
 import warnings
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from data_prep.storage import sha256_file
 from serve import portable
-from serve.portable.model_info import load_info
+from serve.portable.model_info import ModelInfo, load_info
 from train.config.credentials import without_credentials
 from train.tracking.mlflow_client import first_line, open_client, open_experiment
 
 DIGEST_TAG = "checkpoint_sha256"
+MODEL_TAG = "model_sha256"  # of all that decides an answer
 PACKAGES = ("numpy", "pillow", "onnxruntime", "pandas")
 MODEL_FILE = Path(__file__).with_name("pyfunc_model.py")
 
@@ -36,7 +41,8 @@ def register(
 ) -> int:
     """Make a version of the registered model `name` of an exported folder with ONNX; its number.
 
-    A checkpoint that has a version already gets no second one. The alias moves only where it is named.
+    A model that has a version already gets no second one: the same checkpoint with the same preprocessing and
+    class names. The alias moves only where it is named.
 
     Args:
         run_id: the MLflow run it belongs to; None, or one that the server does not know: a run of its own.
@@ -50,11 +56,13 @@ def register(
     # Both: of a client that knows one, the registry would be a file where one happens to stand.
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     try:
-        digest = str(load_info(folder).provenance.get(DIGEST_TAG))
+        info = load_info(folder)
+        digest = model_digest(folder, info)
         version = _known_version(client, name, digest)
         if version is None:
             version = _log(client, folder, name, uri, experiment, runs_folder, run_id)
-            client.set_model_version_tag(name, str(version), DIGEST_TAG, digest)
+            client.set_model_version_tag(name, str(version), MODEL_TAG, digest)
+            client.set_model_version_tag(name, str(version), DIGEST_TAG, str(info.provenance.get(DIGEST_TAG)))
         if alias is not None:
             client.set_registered_model_alias(name, alias, str(version))
     except Exception as error:  # MLflow raises all kinds
@@ -63,10 +71,19 @@ def register(
     return version
 
 
+def model_digest(folder: Path, info: ModelInfo) -> str:
+    """Of weights, preprocessing and names. The files' bytes differ from export to export, so where the
+    checkpoint is known, it stands for them."""
+    weights = info.provenance.get(DIGEST_TAG) or sha256_file(info.file(folder, "onnx"))
+    steps = asdict(info.preprocessing)
+    parts = [weights, steps, info.class_names, info.display_names, info.flip_average]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
 def _known_version(client: Any, name: str, digest: str) -> int | None:
     quoted = name.replace("'", "")
     versions = client.search_model_versions(f"name = '{quoted}'")
-    known = [int(version.version) for version in versions if version.tags.get(DIGEST_TAG) == digest]
+    known = [int(version.version) for version in versions if version.tags.get(MODEL_TAG) == digest]
     return max(known, default=None)
 
 
@@ -77,6 +94,7 @@ def _log(
 
     own = run_id if run_id and _knows(client, run_id) else None
     place = None if own else open_experiment(client, experiment, uri, runs_folder)
+    before = client.get_run(own).info if own else None
     pinned = [f"{package}=={importlib.metadata.version(package)}" for package in PACKAGES]
     with (
         _talking_to(uri),
@@ -93,6 +111,11 @@ def _log(
             pip_requirements=[*pinned, f"mlflow=={mlflow.__version__}"],
             registered_model_name=name,
         )
+    if before is not None:  # what MLflow's call has put over the training's own end
+        if before.end_time is None:
+            client.update_run(own, status=before.status)
+        else:
+            client.set_terminated(own, status=before.status, end_time=before.end_time)
     return int(logged.registered_model_version)
 
 

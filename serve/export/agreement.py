@@ -8,6 +8,8 @@ Example:
 
 from __future__ import annotations
 
+import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -25,6 +27,9 @@ from serve.portable.predictions import softmax
 BATCH = 32
 NUM_DRAWN = 64
 MIN_EQUAL = 0.999  # of a float form's answers
+MIN_TOP5 = 0.99  # of its first five, in order: the fifth and sixth may be near each other
+MAX_DIFFERENCE = 1e-3  # of a logit of a float form, as a part of the largest one
+IN_MEMORY_BYTES = 1 << 30
 Logits = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
@@ -47,7 +52,7 @@ class CheckImages:
         """Evenly spread samples of a split, through the served preprocessing; `most` None: all of them."""
         ids, stored = chosen_samples(folder, split, most)
         side = classifier.info.preprocessing.resolution
-        images = np.empty((len(ids), side, side, 3), np.uint8)
+        images = _room((len(ids), side, side, 3))
         with progress_bar(len(ids), f"prepare {split} images") as bar:
             for position, image in enumerate(prepared(stored, ids, classifier)):
                 images[position] = image
@@ -75,7 +80,8 @@ class Agreement:
 
     Attributes:
         equal_fraction: same answer. same_top5_fraction: same first five classes in the same order.
-        max_logit_difference, max_probability_difference: over all images and classes.
+        max_logit_difference, max_probability_difference: over all images and classes. max_logit: the
+            checkpoint's largest absolute value.
         top1, top5: of the form; None without labels. reference_top1, reference_top5: of the checkpoint.
     """
 
@@ -83,6 +89,7 @@ class Agreement:
     equal_fraction: float
     same_top5_fraction: float
     max_logit_difference: float
+    max_logit: float
     max_probability_difference: float
     top1: float | None
     top5: float | None
@@ -94,15 +101,41 @@ class Agreement:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def float_fault(self) -> str | None:
+        """What a float form must not have: other answers than its checkpoint. None: it has none."""
+        if self.equal_fraction < MIN_EQUAL:
+            return f"{1 - self.equal_fraction:.2%} of its answers are others than the checkpoint's"
+        if self.same_top5_fraction < MIN_TOP5:
+            return f"{1 - self.same_top5_fraction:.2%} of its top-5 are others than the checkpoint's"
+        if self.max_logit_difference > MAX_DIFFERENCE * max(self.max_logit, 1.0):
+            return f"its logits differ from the checkpoint's by up to {self.max_logit_difference:.2g}"
+        return None
+
+
+def _room(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Memory for images; a file without a name where all of a large data set would be too much for it."""
+    if math.prod(shape) <= IN_MEMORY_BYTES:
+        return np.empty(shape, np.uint8)
+    with tempfile.TemporaryFile() as file:  # lives as long as it is mapped
+        return np.memmap(file, np.uint8, "w+", shape=shape)
+
 
 def logits_of(logits: Logits, images: NDArray[np.uint8], words: str = "") -> NDArray[np.float32]:
-    """Logits of all images, in batches."""
+    """Logits of all images, in batches.
+
+    Raises:
+        ValueError: some are no numbers.
+    """
     parts = []
     with progress_bar(len(images), f"compare {words}".strip()) as bar:
         for start in range(0, len(images), BATCH):
             parts.append(logits(images[start : start + BATCH]))
             bar.update(len(parts[-1]))
-    return np.concatenate(parts)
+    found = np.concatenate(parts)
+    if broken := int((~np.isfinite(found)).any(1).sum()):
+        what = f"the {words}" if words else "the model"
+        raise ValueError(f"{what} gives no numbers for {broken:,} of {len(found):,} images (NaN or infinite)")
+    return found
 
 
 def compare(reference: NDArray[np.float32], logits: Logits, check: CheckImages, words: str = "") -> Agreement:
@@ -117,6 +150,7 @@ def compare(reference: NDArray[np.float32], logits: Logits, check: CheckImages, 
         equal_fraction=float((order[:, 0] == reference_order[:, 0]).mean()),
         same_top5_fraction=float((order[:, :5] == reference_order[:, :5]).all(1).mean()),
         max_logit_difference=float(np.abs(own - reference).max()),
+        max_logit=float(np.abs(reference).max()),
         max_probability_difference=float(np.abs(softmax(own) - softmax(reference)).max()),
         top1=_accuracy(order, check.labels, 1),
         top5=_accuracy(order, check.labels, 5),

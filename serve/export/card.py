@@ -8,10 +8,11 @@ from typing import Any
 
 from data_prep.plain_json import read_json
 from data_prep.storage import write_atomically
-from serve.model_folder import CARD_NAME, FORM_FILES, Source
+from serve.model_folder import ASSUMED, CARD_NAME, FORM_FILES, Source
 from train.config import Recipe
 from train.run_folder import METRICS_NAME, SUMMARY_NAME
 from train.tracking.metrics_file import read_metrics
+from train.validation import views_of
 
 MAX_LISTED_CLASSES = 50
 
@@ -26,7 +27,7 @@ def write_card(
         timm_fault: why timm cannot load it; None where it can.
     """
     summary = _json(source.run_folder, SUMMARY_NAME) or _from_rows(source.run_folder)
-    report = _json(source.run_folder, "report/report.json")
+    report = _own_report(source)
     has_timm = "safetensors" in source.info.files and timm_fault is None
     sections = [
         _front_matter(has_timm),
@@ -35,7 +36,7 @@ def write_card(
         _use(folder, source, has_timm, timm_fault),
         _preprocessing(source),
         _recipe(source.recipe, summary),
-        _figures(summary, report, forms),
+        _figures(source, summary, report, forms),
         _cost(summary),
         _limits(source, report),
         _provenance(source),
@@ -136,9 +137,22 @@ def _start(recipe: Recipe, summary: dict[str, Any]) -> str:
     return note if path is None else note.replace(str(path), path.name)
 
 
-def _figures(summary: dict[str, Any], report: dict[str, Any], forms: dict[str, dict[str, Any]]) -> str:
+def _own_report(source: Source) -> dict[str, Any]:
+    """The report of this very checkpoint, seen as it is served, on the validation split; else nothing."""
+    report = _json(source.run_folder, "report/report.json")
+    wanted = {"split": "val", "checkpoint_sha256": source.info.provenance.get("checkpoint_sha256")}
+    if source.recipe is not None:
+        wanted["view"] = views_of(source.recipe)[0].words
+    return report if all(report.get(key) == value for key, value in wanted.items()) else {}
+
+
+def _figures(
+    source: Source, summary: dict[str, Any], report: dict[str, Any], forms: dict[str, dict[str, Any]]
+) -> str:
     lines = []
-    if "final_top1" in summary:
+    if summary and not source.is_best:
+        lines.append("This is not the run's best checkpoint: what the run states of itself is not its own.")
+    elif "final_top1" in summary:
         lines.append(
             f"Validation of the run ({summary.get('validation', '?')}; the training's own precision): top-1 "
             f"{summary['final_top1']:.2%} at the end, {summary['best_top1']:.2%} at best (epoch "
@@ -208,7 +222,7 @@ def _limits(source: Source, report: dict[str, Any]) -> str:
     if worst := sorted(rows, key=lambda row: row["top1"])[:3]:
         names = ", ".join(f"{row.get('name') or row.get('class')} {row['top1']:.0%}" for row in worst)
         lines.append(f"- Weakest classes (recall): {names}.")
-    if source.info.provenance.get("image_settings") != "of the data set":
+    if source.info.provenance.get("image_settings") == ASSUMED:
         lines.append(
             "- How the training images were capped is assumed: no data set was at hand at the export."
         )

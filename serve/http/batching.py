@@ -190,12 +190,15 @@ class PixelBudget:
 
 
 def num_pixels(content: bytes) -> int:
-    """By the header; 0 for what is no image, and will not be decoded."""
+    """By the header, as memory counts them; 0 for what is no image, and will not be decoded.
+
+    WebP's decoder holds a whole copy of its own, so there a pixel counts twice.
+    """
     kind = image_kind(content)
     if kind is None:
         return 0
     try:
         with Image.open(io.BytesIO(content), formats=[kind]) as image:
-            return image.width * image.height
+            return image.width * image.height * (2 if kind == "WEBP" else 1)
     except Exception:  # decoding finds the same and says it
         return 0

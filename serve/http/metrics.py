@@ -41,12 +41,10 @@ class Counter:
 
 
 class Gauge:
-    """A number that is asked for when it is read."""
+    """A number that is asked for when it is read; `kind` "counter" where it only grows."""
 
-    kind = "gauge"
-
-    def __init__(self, name: str, help_text: str, read: Callable[[], float]) -> None:
-        self.name, self.help_text, self._read = name, help_text, read
+    def __init__(self, name: str, help_text: str, read: Callable[[], float], kind: str = "gauge") -> None:
+        self.name, self.help_text, self._read, self.kind = name, help_text, read, kind
 
     def lines(self) -> list[str]:
         return [f"{self.name} {_number(self._read())}"]
@@ -112,7 +110,7 @@ class Metrics:
         )
         self._others: list[Gauge | Info] = [
             Gauge("process_resident_memory_bytes", "Resident memory.", resident_bytes),
-            Gauge("process_cpu_seconds_total", "CPU time of this process.", time.process_time),
+            Gauge("process_cpu_seconds_total", "CPU time of this process.", time.process_time, "counter"),
         ]
 
     def gauge(self, name: str, help_text: str, read: Callable[[], float]) -> None:

@@ -41,7 +41,13 @@ def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def top_predictions(logits: NDArray[np.floating], names: Sequence[str], top: int = 5) -> list[Prediction]:
-    """The `top` most probable classes of each row; of equal logits the lower label comes first."""
+    """The `top` most probable classes of each row; of equal logits the lower label comes first.
+
+    Raises:
+        RuntimeError: logits are no numbers.
+    """
+    if not np.isfinite(logits).all():
+        raise RuntimeError("the model gives no numbers (NaN or infinite), so it has no answer")
     probabilities = softmax(logits)
     order = np.argsort(-logits, axis=1, kind="stable")[:, : min(top, logits.shape[1])]
     return [

@@ -48,4 +48,7 @@ def push_space(folder: Path, name: str, private: bool) -> str:
         raise ValueError(
             f"the Hub refuses {name} ({status}): {advice.get(status, 'try again later')}"
         ) from None
+    except Exception as error:  # no network, in the words of whatever library it uses
+        reason = str(error).split("\n")[0][:200] or type(error).__name__
+        raise ValueError(f"the Hub cannot be reached ({reason}): the same command goes on") from None
     return f"https://huggingface.co/spaces/{name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,6 @@ def test_a_folder_is_copied_and_goes_on_where_it_was_cut(
 def test_a_damaged_source_and_another_runs_folder_are_refused(
     run: Path, prepared: tuple[Path, Manifest], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shutil
-
     damaged = Path(shutil.copytree(run, tmp_path / "damaged"))
     path = next((damaged / "checkpoints").glob("step-*.pt"))
     content = bytearray(path.read_bytes())
@@ -69,6 +68,23 @@ def test_a_damaged_source_and_another_runs_folder_are_refused(
     other = build_run(tmp_path / "other", prepared[0], TIMM, steps=2)
     assert main(["download", str(run), "--out", str(other)]) == 1
     assert "another run" in capsys.readouterr().err
+
+
+def test_a_run_that_went_on_is_brought_again_and_what_is_newer_here_stays(
+    prepared: tuple[Path, Manifest], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = build_run(tmp_path / "runs" / "mine", prepared[0], TIMM, steps=1)
+    out = tmp_path / "copy"
+    assert main(["download", str(run), "--out", str(out)]) == 0
+    shutil.rmtree(run)
+    build_run(run, prepared[0], TIMM, steps=2)  # none of the checkpoints of before is left
+    assert main(["download", str(run), "--out", str(out)]) == 0
+    assert best_of(out) == best_of(run)
+    shutil.rmtree(run)
+    build_run(run, prepared[0], TIMM, steps=1)
+    capsys.readouterr()
+    assert main(["download", str(run), "--out", str(out)]) == 1
+    assert "is at step 2, the run at 1" in capsys.readouterr().err
 
 
 def test_from_s3_with_a_cut_in_the_middle(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,9 @@ from data_prep.manifest import Manifest
 from evaluation.stored_images import StoredImages
 from serve.__main__ import main
 from serve.classifier import TorchClassifier
+from serve.portable.model_info import load_info
 from tests.unit.serve.trained_run import TIMM, build_run
-from train.tracking.mlflow_client import open_client
+from train.tracking.mlflow_client import open_client, open_experiment
 
 # In a process and a folder of its own, without this project on its path.
 CLIENT = """
@@ -56,3 +59,34 @@ def test_a_registered_run_answers_raw_bytes_and_the_alias_moves_only_by_request(
     assert main(["register", str(other), *words, "--alias", "best"]) == 0  # the same checkpoint: no third one
     assert int(client.get_model_version_by_alias("scenes", "best").version) == 2
     assert len(client.search_model_versions("name = 'scenes'")) == 2
+
+    # Other names of the classes are other answers: another version.
+    exported = tmp_path / "exported"
+    export = ["export", str(other), "--format", "onnx", "--data", str(prepared[0]), "--out", str(exported)]
+    assert main(export) == 0
+    info = load_info(exported)
+    replace(info, display_names=tuple(f"shown {name}" for name in info.class_names)).save(exported)
+    assert main(["register", str(exported), *words]) == 0
+    assert len(client.search_model_versions("name = 'scenes'")) == 3
+
+
+@pytest.mark.parametrize("status", ["KILLED", "RUNNING"])
+def test_registering_changes_nothing_of_how_the_training_ended(
+    prepared: tuple[Path, Manifest], tmp_path: Path, status: str
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = open_client(uri)
+    place = open_experiment(client, "scenes", uri, tmp_path)
+    run_id = client.create_run(place).info.run_id
+    if status != "RUNNING":
+        client.set_terminated(run_id, status, 1_700_000_000_000)
+    run = build_run(tmp_path / "runs" / "small", prepared[0], TIMM, steps=1)
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"mlflow_run_id": run_id}))
+    assert main(["register", str(run), "--name", "scenes", "--tracking-uri", uri]) == 0
+    (version,) = client.search_model_versions("name = 'scenes'")
+    assert version.run_id == run_id
+    after = client.get_run(run_id).info
+    assert after.status == status
+    if status != "RUNNING":  # of one that runs, its own end puts it right
+        assert after.end_time == 1_700_000_000_000

@@ -43,6 +43,13 @@ def test_gaps_of_one_bin_cancel_and_those_of_two_do_not():
     assert adaptive_calibration_error(confidences, is_right) == pytest.approx((0.39 + 0.65) / 2)
 
 
+def test_equal_confidences_are_no_gap_however_the_images_lie():
+    """A model that always says the same, on images that lie by class."""
+    is_right = np.repeat([True, False, False, False], 500)
+    found = adaptive_calibration_error(np.full(2000, 0.25), is_right)
+    assert found < 0.05, "the error of bins drawn at random, not of one class a bin"
+
+
 def test_bins_hold_every_image_once_edges_and_certainty_included():
     confidences = np.array([0, 1 / 15, 1.0, 1.0])
     bins = calibration_bins(confidences, np.ones(4, bool))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evaluation.__main__ import main
-from evaluation.compare.examine import examine
+from evaluation.compare.examine import _num_own_images, _own_images_sha256, examine
 from evaluation.compare.figures import ComparedRun, fraction_interval, memory_of
 from evaluation.compare.mlflow_runs import is_mlflow_reference, recipe_of_parameters
 from evaluation.compare.model_cost import static_cost
@@ -181,3 +181,18 @@ def test_label_and_score():
     record = type("Record", (), {"name": "x"})()
     run = ComparedRun("A", record, figures={"best_top1": 0.5})
     assert (run.label, run.score) == ("A · x", 0.5)
+
+
+def test_runs_of_folds_judged_themselves_by_their_folds(prepared, tmp_path):
+    """160 training images in three folds, not the 43 of the validation split; and never the same ones."""
+    manifest = prepared[1]
+    sizes, digests = [], set()
+    for fold in range(3):
+        data = {"path": str(prepared[0]), "folds": 3, "fold": fold}
+        recipe = parse_recipe(json.dumps({"data": data}))
+        sizes.append(_num_own_images(manifest, recipe))
+        digests.add(_own_images_sha256(manifest, recipe))
+    assert sorted(sizes) == [53, 53, 54] and len(digests) == 3
+    whole = parse_recipe(json.dumps({"data": {"path": str(prepared[0])}}))
+    assert _num_own_images(manifest, whole) == 43
+    assert _own_images_sha256(manifest, whole) == manifest.splits["val"].index.sha256

@@ -191,7 +191,7 @@ def test_runs_of_other_images_are_compared_by_their_own_figures_only(tmp_path):
     assert comparison.best.letter == "C" and [pair.run.letter for pair in comparison.pairs] == ["A"]
     assert comparison.runs[1].predictions is None and "top1" not in comparison.runs[1].figures
     assert any("run-1 is of other images" in note for note in comparison.notes)
-    assert any("different data sets" in note for note in comparison.notes)
+    assert any("different images" in note for note in comparison.notes)
 
 
 def test_two_runs_of_different_images_are_not_tested_at_all(tmp_path):

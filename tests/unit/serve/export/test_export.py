@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ import timm
 import torch
 
 from data_prep.manifest import Manifest
+from evaluation.__main__ import main as evaluation_main
 from evaluation.stored_images import StoredImages
 from serve.__main__ import main
 from serve.classifier import OnnxClassifier, TorchClassifier, open_classifier
+from serve.demo.torch_model import top1_of
 from serve.export.timm_folder import timm_fault
 from serve.model_folder import load_source
 from serve.portable.model_info import load_info
@@ -195,3 +198,98 @@ def test_faults_are_one_sentence(
     (tmp_path / "model.onnx").write_bytes(b"no model")
     with pytest.raises(ValueError, match="cannot be read by onnxruntime"):
         OnnxClassifier(tmp_path)
+
+
+def step_checkpoint(run: Path, **changes: Any) -> Path:
+    """Another checkpoint of the run, which is not its best one."""
+    state = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
+    path = run / "checkpoints" / "step-00000009.pt"
+    torch.save(state | changes, path)
+    return path
+
+
+def test_a_card_states_no_figures_of_another_checkpoint_or_split(
+    prepared: tuple[Path, Manifest], tmp_path: Path
+) -> None:
+    run = build_run(tmp_path / "runs" / "small", prepared[0], TIMM, steps=1)
+    evaluate = [str(run), "--data", str(prepared[0]), "--no-mlflow"]
+    assert evaluation_main([*evaluate, "--split", "train"]) == 0
+    assert (run / "report-train" / "report.json").is_file() and not (run / "report").exists()
+    card = (export(run, tmp_path / "a", prepared[0], "--format", "safetensors") / "README.md").read_text()
+    assert "75.00% at best" in card and "Its report" not in card
+    assert evaluation_main(evaluate) == 0
+    card = (export(run, tmp_path / "b", prepared[0], "--format", "safetensors") / "README.md").read_text()
+    assert "Its report: top-1" in card and "on 43 images" in card
+    other = step_checkpoint(run)
+    card = (export(other, tmp_path / "c", prepared[0], "--format", "safetensors") / "README.md").read_text()
+    assert "not the run's best checkpoint" in card
+    assert "75.00%" not in card and "Its report" not in card and "Weakest" not in card
+    assert top1_of(run) == "75.00%" and top1_of(other) == ""
+
+
+def test_only_what_was_made_is_listed_where_an_export_is_exported_again(
+    exported: Path, prepared: tuple[Path, Manifest], tmp_path: Path
+) -> None:
+    out = export(exported, tmp_path / "again", prepared[0], "--format", "safetensors")
+    assert set(load_info(out).files) == {"safetensors"}
+    assert open_classifier(out).info.class_names
+
+
+def test_another_model_than_the_checkpoints_is_not_kept(
+    timm_run: Path,
+    prepared: tuple[Path, Manifest],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The same answers with a tenth of the logits: every probability would be wrong."""
+    from serve.commands import export as command
+
+    real = command.load_form
+    monkeypatch.setattr(
+        command,
+        "load_form",
+        lambda out, form, file: lambda images: real(out, form, file)(images) * (0.1 if form == "onnx" else 1),
+    )
+    words = ["export", str(timm_run), "--data", str(prepared[0]), "--out", str(tmp_path)]
+    assert main([*words, "--format", "safetensors", "onnx"]) == 1
+    assert "not kept" in (said := capsys.readouterr().err) and "onnx: its logits differ" in said
+    assert set(load_info(tmp_path).files) == {"safetensors"} and not (tmp_path / "model.onnx").exists()
+    assert "onnx" not in json.loads((tmp_path / "export.json").read_text())["forms"]
+
+
+def test_a_checkpoint_without_numbers_is_refused(
+    prepared: tuple[Path, Manifest], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = build_run(tmp_path / "runs" / "small", prepared[0], TIMM, steps=1)
+    state = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
+    broken = {
+        name: value * float("nan") if value.is_floating_point() else value
+        for name, value in state["model"].items()
+    }
+    path = step_checkpoint(run, model=broken)
+    assert main(["export", str(path), "--data", str(prepared[0]), "--out", str(tmp_path / "out")]) == 1
+    assert "no numbers for 43 of 43 images" in capsys.readouterr().err
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(StoredImages(prepared[0], "val").jpeg(0))
+    assert main(["predict", str(path), str(photo), "--json"]) == 1
+    assert "no numbers" in capsys.readouterr().err
+
+
+def test_a_checkpoint_knows_how_its_images_were_made(
+    prepared: tuple[Path, Manifest], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the data set is not: turned photographs would be classified as they lie."""
+    run = build_run(tmp_path / "runs" / "small", prepared[0], TIMM, steps=1)
+    settings = prepared[1].images.model_dump(mode="json") | {"apply_exif": True, "resolution_cap": 300}
+    shown = [f"shown {name}" for name in prepared[1].class_names]
+    path = step_checkpoint(run, image_settings=settings, display_names=shown)
+    info = load_source(path).info
+    assert info.preprocessing.apply_exif and info.preprocessing.resolution_cap == 300
+    assert list(info.names) == shown
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(StoredImages(prepared[0], "val").jpeg(0))
+    assert main(["predict", str(path), str(photo)]) == 0
+    assert "assumed" not in (printed := capsys.readouterr()).err and "shown class_" in printed.out
+    assert main(["predict", str(step_checkpoint(run)), str(photo)]) == 0
+    assert "the defaults are assumed" in capsys.readouterr().err

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from serve.http.batching import PixelBudget, num_pixels
 from serve.http.bodies import BodyMemory, read_body
@@ -187,4 +189,7 @@ def test_large_images_are_decoded_one_after_another() -> None:
         thread.join(timeout=60)
         assert not thread.is_alive()
     assert 60 <= most <= 100
+    webp = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(webp, "WEBP")
+    assert num_pixels(webp.getvalue()) == 2 * 40 * 30, "its decoder holds a copy of its own"
     assert num_pixels(b"no image") == num_pixels(b"\x89PNG\r\n\x1a\n") == 0
