@@ -12,6 +12,8 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -95,18 +97,21 @@ def _log(
     own = run_id if run_id and _knows(client, run_id) else None
     place = None if own else open_experiment(client, experiment, uri, runs_folder)
     before = client.get_run(own).info if own else None
+    scratch = tempfile.TemporaryDirectory()
     pinned = [f"{package}=={importlib.metadata.version(package)}" for package in PACKAGES]
     with (
+        scratch,
         _talking_to(uri),
         warnings.catch_warnings(),
         mlflow.start_run(run_id=own, experiment_id=place, run_name=None if own else f"register {name}"),
     ):
         warnings.simplefilter("ignore")  # of a missing example of the input: the signature tells it all
+        model_file, package = _own_code(Path(scratch.name))
         logged = mlflow.pyfunc.log_model(
             name="classifier",
-            python_model=str(MODEL_FILE),
+            python_model=str(model_file),
             artifacts={"model": str(folder)},
-            code_paths=[str(Path(portable.__file__).parent)],
+            code_paths=[str(package)],
             signature=_signature(),
             pip_requirements=[*pinned, f"mlflow=={mlflow.__version__}"],
             registered_model_name=name,
@@ -117,6 +122,23 @@ def _log(
         else:
             client.set_terminated(own, status=before.status, end_time=before.end_time)
     return int(logged.registered_model_version)
+
+
+def _own_code(scratch: Path) -> tuple[Path, Path]:
+    """The model's file and the package it imports, which is called after its content.
+
+    Two versions in one process would otherwise run the code of the one that was loaded first.
+    """
+    source = Path(portable.__file__).parent
+    content = b"".join(path.name.encode() + path.read_bytes() for path in sorted(source.glob("*.py")))
+    name = f"portable_{hashlib.sha256(content).hexdigest()[:12]}"
+    package = scratch / name
+    shutil.copytree(source, package, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    text = MODEL_FILE.read_text(encoding="utf-8")
+    assert text.count("from portable.") == 1
+    model_file = scratch / MODEL_FILE.name
+    model_file.write_text(text.replace("from portable.", f"from {name}."), encoding="utf-8")
+    return model_file, package
 
 
 @contextlib.contextmanager

@@ -58,7 +58,8 @@ class Shelf:
         assert len(self._entries) == len(entries), "names must differ"
         self._keep = keep
         self._opened: OrderedDict[str, ShownModel] = OrderedDict()
-        self._turn = threading.Lock()  # nobody opens a model while another one is being opened
+        self._turn = threading.Lock()  # of what is open, for a moment
+        self._opening = threading.Lock()  # one at a time; whoever uses open ones does not wait for it
 
     @property
     def names(self) -> list[str]:
@@ -78,11 +79,21 @@ class Shelf:
         name = self.names[0] if name is None else name
         if name not in self._entries:
             raise ValueError(f"There is no model {name[:80]!r} here: choose one of {', '.join(self.names)}.")
-        with self._turn:
-            model = self._opened.pop(name, None)
-            if model is None:
+        if (model := self._open_already(name)) is not None:
+            return model
+        with self._opening:
+            if (model := self._open_already(name)) is not None:  # by whoever was here before
+                return model
+            with self._turn:
                 while len(self._opened) >= self._keep:
                     self._opened.popitem(last=False)  # before the new one is read: both may not fit
-                model = self._entries[name].open()
-            self._opened[name] = model
+            model = self._entries[name].open()
+            with self._turn:
+                self._opened[name] = model
             return model
+
+    def _open_already(self, name: str) -> ShownModel | None:
+        with self._turn:
+            if name in self._opened:
+                self._opened.move_to_end(name)
+            return self._opened.get(name)

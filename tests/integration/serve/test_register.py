@@ -52,6 +52,10 @@ def test_a_registered_run_answers_raw_bytes_and_the_alias_moves_only_by_request(
     assert "not an image" in error and nothing == "This is not the bytes of an image file."
     assert not list((tmp_path / "runs").rglob("*.pkl"))
 
+    # Named after its content, so that two versions in one process run each its own code.
+    (package,) = {path.parent.name for path in (tmp_path / "runs").rglob("code/*/onnx_classifier.py")} or {""}
+    assert package.startswith("portable_")
+
     client = open_client(uri)
     other = build_run(tmp_path / "runs" / "other", prepared[0], TIMM, steps=2)
     assert main(["register", str(other), *words]) == 0

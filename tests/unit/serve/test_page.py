@@ -8,6 +8,7 @@ import io
 import re
 import shlex
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,27 @@ def test_a_model_that_cannot_be_opened_does_not_count(model):
             shelf.open("bad")
     assert shelf.open("good") is model
     assert shelf.choices == [("good", "good"), ("bad · top-1 1.00%", "bad")]
+
+
+def test_who_uses_an_open_model_does_not_wait_for_one_that_is_fetched(model):
+    fetched = threading.Event()
+
+    def fetch():
+        assert fetched.wait(60)
+        return model
+
+    shelf = Shelf([Entry("open", lambda: model), Entry("far", fetch)], keep=2)
+    shelf.open("open")
+    visitor = threading.Thread(target=shelf.open, args=("far",))
+    visitor.start()
+    try:
+        other = threading.Thread(target=shelf.open, args=("open",))
+        other.start()
+        other.join(30)
+        assert not other.is_alive()
+    finally:
+        fetched.set()
+        visitor.join(30)
 
 
 def test_colours_of_heat_are_those_of_the_report():
