@@ -20,6 +20,7 @@ from train.models.constructors import build_plain
 from train.models.gradient_checkpointing import checkpoint_blocks
 from train.models.heads import replace_heads, set_dropout
 from train.models.hub import Unavailable
+from train.models.narrow_convs import avoid_narrow_strided_convs
 from train.models.residual import init_last_norms, set_stochastic_depth
 from train.models.weights import load_weights
 
@@ -60,6 +61,7 @@ def build_model(config: ModelSection, num_classes: int) -> nn.Module:
         checkpoint_blocks(model)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
+        avoid_narrow_strided_convs(model)
     return model
 
 

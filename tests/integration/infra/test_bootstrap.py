@@ -318,7 +318,9 @@ def test_a_machine_that_goes_leaves_the_capacity_alone(ended: dict[str, Sandbox]
     assert sandbox.billing_calls() == ["shutdown -h now"], sandbox.logs()
     assert f"{Keys(DEPLOYMENT).end}" not in sandbox.bucket.files(), "the deployment goes on elsewhere"
     assert sandbox.calls("aws", "sns") == []
-    if name != "sigterm while installing":
+    if name == "sigterm while installing":
+        assert "told to stop" in sandbox.shipped_log("bootstrap"), "nobody would know why"
+    else:
         assert sandbox.node()["phase"] == "interrupted"
         assert sandbox.events()[-1]["kind"] == "interrupted"
 

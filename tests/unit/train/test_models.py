@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -14,6 +18,7 @@ from torchvision.models import get_model, get_model_builder, list_models
 from torchvision.models import resnet as torchvision_resnet
 from torchvision.ops import StochasticDepth
 
+from tests.conftest import ROOT
 from train.config import HeadSection, ModelSection
 from train.models.blurpool import BlurBefore, binomial_kernel, blur
 from train.models.build import build_model, model_fault, num_parameters
@@ -389,3 +394,32 @@ def test_zeroed_norms_need_residual_blocks() -> None:
 def test_counts_parameters_and_says_that_weights_are_random() -> None:
     model = build("torchvision", "resnet18", num_classes=1000)
     assert num_parameters(model) == 11_689_512 and model.weights_note == "random weights"
+
+
+NARROW = """
+import torch
+from train.config import ModelSection
+from train.models.build import build_model
+
+model = build_model(ModelSection(library="own", name="residual_cnn", options={"widths": [4, 4, 8, 8]}), 3)
+images = torch.randn(8, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+model(images).square().mean().backward()
+"""
+
+
+def test_narrow_strided_convolutions_keep_out_of_a_kernel_that_hangs() -> None:
+    """oneDNN's gradient of theirs in channels-last order writes behind its workspace (see narrow_convs)."""
+    done = subprocess.run(
+        [sys.executable, "-c", NARROW],
+        env={**os.environ, "ONEDNN_VERBOSE": "1", "OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": ""},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    seen = [line for line in done.stdout.splitlines() if re.search(r"backward_weights.*kh1sh[2-9]", line)]
+    faulty = [line for line in seen if re.search(r"_ic([1-9]|1[0-5])oc", line) and "blocked:acdb" in line]
+    assert faulty == []
+    if "onednn_verbose" in done.stdout:
+        assert len(seen) >= 2, "its shortcuts are such convolutions"
