@@ -87,11 +87,6 @@ resource "aws_launch_template" "this" {
 
   lifecycle {
     precondition {
-      condition     = !(var.enable_efa && var.image != "")
-      error_message = "A container image does not see EFA, and nodes would talk without it: leave image empty, or enable_efa false."
-    }
-
-    precondition {
       # Three bytes in four of base64.
       condition     = length(local.user_data[each.key]) * 3 / 4 <= 16384
       error_message = "The files of infra/bootstrap take more than the 16 KiB that EC2 allows for user data: shorten them, or fetch some from the bucket."

@@ -251,6 +251,11 @@ variable "enable_efa" {
     condition     = !var.enable_efa || var.num_nodes > 1
     error_message = "EFA connects several nodes: leave enable_efa out, or set num_nodes."
   }
+
+  validation {
+    condition     = !(var.enable_efa && var.image != "")
+    error_message = "A container does not see EFA, and nodes would talk without it: leave out image, or enable_efa."
+  }
 }
 
 # Limits

@@ -34,8 +34,12 @@ ALL_OF_CLUSTER = cluster_variables(
     max_usd=100,
     notify_email="me@example.org",
     enable_asg_notifications=True,
-    image="123456789012.dkr.ecr.us-east-1.amazonaws.com/sprint:1",
 )
+# A container does not see EFA.
+WITH_IMAGE = ALL_OF_CLUSTER | {
+    "enable_efa": False,
+    "image": "123456789012.dkr.ecr.us-east-1.amazonaws.com/sprint:1",
+}
 ALL_OF_BASE = {
     "region": REGION,
     "enable_mlflow": True,
@@ -68,9 +72,14 @@ def cluster_plan(cluster: Module) -> dict[str, Any]:
     return cluster.plan(ALL_OF_CLUSTER)
 
 
-def test_plans_break_no_rule(base_plan: dict[str, Any], cluster_plan: dict[str, Any]) -> None:
+def test_plans_break_no_rule(
+    base_plan: dict[str, Any], cluster_plan: dict[str, Any], cluster: Module
+) -> None:
     assert faults(base_plan) == []
     assert faults(cluster_plan) == []
+    with_image = cluster.plan(WITH_IMAGE)
+    assert faults(with_image) == []
+    assert any("ecr:BatchGetImage" in str(item.values) for item in resources(with_image))
     types = {resource.type for resource in resources(base_plan) + resources(cluster_plan)}
     assert {"aws_instance", "aws_s3_bucket_policy", "aws_placement_group", "aws_budgets_budget"} <= types
 

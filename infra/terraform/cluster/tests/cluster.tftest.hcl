@@ -266,6 +266,19 @@ run "refuses_what_does_not_fit" {
   expect_failures = [var.enable_efa, var.root_throughput]
 }
 
+run "refuses_efa_in_a_container" {
+  command = plan
+
+  variables {
+    num_nodes  = 2
+    subnet_ids = ["subnet-0123456789abcdef0"]
+    enable_efa = true
+    image      = "registry.example/imagenet-sprint:1"
+  }
+
+  expect_failures = [var.enable_efa]
+}
+
 run "refuses_none_and_twice_the_same" {
   command = plan
 
