@@ -163,7 +163,6 @@ def execute(notebook: Any, workplace: Path, monkeypatch: pytest.MonkeyPatch, **o
     return client.execute(**options)
 
 
-@pytest.mark.long
 def test_all_cells_run_in_order(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = read_notebook()
     code_cells(notebook)["parameters"].source += TINY
