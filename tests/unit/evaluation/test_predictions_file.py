@@ -105,7 +105,7 @@ def test_a_header_that_claims_more_than_its_file_takes_no_memory(tmp_path):
         load_predictions(write(tmp_path, content))
     # The zip's own directory agrees with the header.
     content = forged(predictions_bytes(make_saved()), "logits", "<f4", (1000, 1000), file_size=4_100_000)
-    with pytest.raises(ValueError, match="claims 4,000,000 bytes|Overlapped entries"):
+    with pytest.raises(ValueError, match=r"claims 4,000,000 bytes|Overlapped entries"):
         load_predictions(write(tmp_path, content))
 
 
