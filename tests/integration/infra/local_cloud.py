@@ -28,7 +28,7 @@ import yaml
 from infra.__main__ import main
 from tests.conftest import ROOT
 from tests.integration.infra.sandbox import Sandbox
-from tests.integration.infra.terraform import ACCOUNT, AMI, REGION, find_mirror, find_terraform
+from tests.integration.infra.terraform import ACCOUNT, AMI, REGION, find_mirror, skip_without_terraform
 from tests.integration.s3_server import MOTO, Bucket, moto_server
 
 BUCKET = f"sprint-{ACCOUNT}-{REGION}"
@@ -197,8 +197,7 @@ def local_cloud(folder: Path) -> Iterator[LocalCloud]:
     """A server of its own, and an environment that leads to it."""
     from data_prep import s3_requests
 
-    if find_terraform() is None:
-        pytest.skip("Terraform is not installed, and scripts/setup.sh could not fetch it")
+    skip_without_terraform()
     with moto_server(MENDED_MOTO) as port, pytest.MonkeyPatch.context() as patch:
         cloud = LocalCloud(port, folder)
         for name in list(os.environ):

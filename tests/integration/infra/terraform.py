@@ -22,6 +22,7 @@ import functools
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -120,11 +121,21 @@ def cloud() -> Iterator[Cloud]:
         yield Cloud(f"http://127.0.0.1:{port}")
 
 
+def skip_without_terraform() -> None:
+    """Where Terraform is missing, or its provider can come from nowhere: no test needs the network."""
+    if find_terraform() is None:
+        pytest.skip("Terraform is not installed (scripts/setup.sh could not fetch it)")
+    if find_mirror() is None:
+        try:
+            socket.create_connection(("registry.terraform.io", 443), 10).close()
+        except OSError:
+            pytest.skip("Terraform's AWS provider is not on this machine, and its registry cannot be reached")
+
+
 @pytest.fixture(scope="session")
 def terraform_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """`plain_environment` with a home of its own; skips where Terraform is missing."""
-    if find_terraform() is None:
-        pytest.skip("Terraform is not installed (scripts/setup.sh could not fetch it)")
+    skip_without_terraform()
     return plain_environment(tmp_path_factory.mktemp("terraform-home"))
 
 
