@@ -32,17 +32,15 @@ from numpy.typing import NDArray
 from evaluation.metrics import Predictions
 
 PREDICTIONS_NAME = "predictions.npz"
+MAX_FILE_BYTES = 16 << 30  # 50,000 images of 21,841 classes are 4.4 GB
+MAX_NAME_CHARS = 1000
+ARRAYS = {"logits": ("f", 2), "labels": ("i", 1), "sample_ids": ("i", 1), "class_names": ("U", 1)}
+TEXTS = ("data_index_sha256", "checkpoint_sha256", "split", "view")  # as the fields below
 
 
 def report_folder(split: str) -> str:
     """Where a run's report on a split goes: that on the validation split is the run's own."""
     return "report" if split == "val" else f"report-{split}"
-
-
-MAX_FILE_BYTES = 16 << 30  # 50,000 images of 21,841 classes are 4.4 GB
-MAX_NAME_CHARS = 1000
-ARRAYS = {"logits": ("f", 2), "labels": ("i", 1), "sample_ids": ("i", 1), "class_names": ("U", 1)}
-TEXTS = ("data_index_sha256", "checkpoint_sha256", "split", "view")  # as the fields below
 
 
 @dataclass(frozen=True, eq=False)

@@ -162,7 +162,11 @@ def _upload_job(cloud: Cloud, wanted: Launch, deployment: Deployment, base: Base
 def cluster_variables(cloud: Cloud, base: Base, wanted: Launch, deployment: Deployment) -> dict[str, Any]:
     outputs = base.outputs
     subnets: dict[str, str] = outputs["subnet_ids"]
-    fitting = {zone: subnet for zone, subnet in subnets.items() if zone in wanted.zones} or subnets
+    fitting = {zone: subnet for zone, subnet in subnets.items() if zone in wanted.zones or not wanted.zones}
+    if not fitting:
+        raise UserError(
+            f"there is no network in {', '.join(wanted.zones)}: one of {', '.join(sorted(subnets))}"
+        )
     if wanted.num_nodes > 1:  # where AWS did not say which zones offer the type
         fitting = dict(sorted(fitting.items())[:1])
     variables = {

@@ -98,6 +98,9 @@ def _export(path: Path, options: argparse.Namespace) -> int:
         forms = [form for form in forms if form != "onnx"] + ["onnx", "int8"]
     faults = []
     for form in forms:
+        if form == "int8" and "onnx" not in source.info.files:
+            faults.append("int8: it is made from the ONNX form")
+            continue
         file = out / FORM_FILES[form]
         partial = out / f".partial-{FORM_FILES[form]}"
         try:

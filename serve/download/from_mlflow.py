@@ -58,8 +58,7 @@ def bring(run: str, folder: Path, uri: str) -> Path:
         _fetch(client, run_id, SUMMARY_NAME, folder)
         digest = str(read_json(folder / SUMMARY_NAME)["checkpoint_sha256"])
         origin = f"{shown} {run_id}"
-        if not is_of(folder, "mlflow", origin):
-            _refuse_another(folder, digest)
+        _refuse_another(folder, None if is_of(folder, "mlflow", origin) else digest)
         mark(folder, "mlflow", origin)
         with progress_bar(sum(files.values()), "download", unit="B") as bar:
             for name, num_bytes in files.items():
@@ -146,7 +145,9 @@ def _weights_digest(path: Path) -> str | None:
         return None
 
 
-def _refuse_another(folder: Path, digest: str) -> None:
+def _refuse_another(folder: Path, digest: str | None) -> None:
+    """ValueError: something was trained there, or (`digest`) its best checkpoint is another run's."""
     best = folder / "checkpoints" / BEST_NAME
-    if any((folder / "checkpoints").glob("step-*.pt")) or (best.is_file() and sha256_file(best) != digest):
+    is_another = digest is not None and best.is_file() and sha256_file(best) != digest
+    if is_another or any((folder / "checkpoints").glob("step-*.pt")):
         raise ValueError(f"{folder} holds checkpoints of another run: choose another folder with --out")

@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.plain_json import read_json
 from data_prep.progress import progress_bar
 from data_prep.storage import open_folder
+from serve.download.marker import is_of
 from serve.download.resumable import bring_file
 from train.checkpoint import MANIFEST_NAME
-from train.checkpoint.fetch import MARKER_NAME, fetch, read_latest
+from train.checkpoint.fetch import fetch, read_latest
 
 if TYPE_CHECKING:
     from data_prep.s3 import S3Folder
@@ -60,10 +60,7 @@ def _is_ours(folder: Path, location: str) -> bool:
     """Whether nothing of another run can be overwritten there."""
     if not (folder / "checkpoints" / MANIFEST_NAME).exists():
         return True
-    try:
-        return read_json(folder / MARKER_NAME).get("mirror") == location
-    except (OSError, ValueError, AttributeError):
-        return False
+    return is_of(folder, "mirror", location)
 
 
 def _bring_checkpoint(location: str, folder: Path) -> Path:

@@ -11,7 +11,7 @@ from train.checkpoint.fetch import MARKER_NAME
 
 
 def is_of(folder: Path, kind: str, origin: str) -> bool:
-    """Whether `folder` was made from this very run; `kind`: `folder`, `mlflow`."""
+    """Whether `folder` was made from this very run; `kind`: `folder`, `mirror`, `mlflow`."""
     try:
         return read_json(folder / MARKER_NAME).get(kind) == origin
     except (OSError, ValueError, AttributeError):

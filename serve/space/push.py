@@ -50,5 +50,5 @@ def push_space(folder: Path, name: str, private: bool) -> str:
         ) from None
     except Exception as error:  # no network, in the words of whatever library it uses
         reason = str(error).split("\n")[0][:200] or type(error).__name__
-        raise ValueError(f"the Hub cannot be reached ({reason}): the same command goes on") from None
+        raise ValueError(f"the Hub did not take it ({reason}): the same command goes on") from None
     return f"https://huggingface.co/spaces/{name}"

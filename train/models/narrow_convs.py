@@ -17,7 +17,7 @@ VECTOR_CHANNELS = 16
 
 
 def avoid_narrow_strided_convs(model: nn.Module) -> None:
-    """Let these convolutions see contiguous (NCHW) input and weights; in place, without effect on CUDA."""
+    """Let these convolutions see contiguous (NCHW) input and weights; in place. CUDA sees them as before."""
     for module in model.modules():
         if (
             isinstance(module, nn.Conv2d)
@@ -27,7 +27,9 @@ def avoid_narrow_strided_convs(model: nn.Module) -> None:
         ):
             # Of 1 × 1 both orders are the same bytes, but the strides say which one is meant.
             weight = module.weight.detach()
-            module.weight.data = torch.empty(weight.shape, dtype=weight.dtype).copy_(weight)
+            module.weight.data = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device).copy_(
+                weight
+            )
             module.register_forward_pre_hook(_in_usual_order)
 
 

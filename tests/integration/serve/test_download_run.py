@@ -142,6 +142,10 @@ def test_from_mlflow_by_name(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     best = tmp_path / "out" / "checkpoints" / "best.pt"
     best.unlink()
     assert main(words) == 0 and best_of(tmp_path / "out") == best_of(run)
+    # Trained on from there: the run on the server does not take its place.
+    (best.parent / "step-00000009.pt").write_bytes(b"newer")
+    capsys.readouterr()
+    assert main(words) == 1 and "choose another folder" in capsys.readouterr().err
     assert main(["download", "nobody", *words[2:]]) == 1
     assert "has no run 'nobody'" in capsys.readouterr().err
 

@@ -76,9 +76,10 @@ def test_a_model_that_cannot_be_opened_does_not_count(model):
 
 
 def test_who_uses_an_open_model_does_not_wait_for_one_that_is_fetched(model):
-    fetched = threading.Event()
+    asked, fetched = threading.Event(), threading.Event()
 
     def fetch():
+        asked.set()
         assert fetched.wait(60)
         return model
 
@@ -86,6 +87,7 @@ def test_who_uses_an_open_model_does_not_wait_for_one_that_is_fetched(model):
     shelf.open("open")
     visitor = threading.Thread(target=shelf.open, args=("far",))
     visitor.start()
+    assert asked.wait(30)
     try:
         other = threading.Thread(target=shelf.open, args=("open",))
         other.start()

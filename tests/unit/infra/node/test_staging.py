@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from infra.layout import Job
-from infra.node import staging
+from infra.node import commands, staging
 from infra.node.metadata import Metadata
 from infra.node.process import Ended
 from infra.node.settings import Settings, read_settings
@@ -79,3 +81,21 @@ def test_another_version_on_the_volume_is_left_alone(
 def test_a_damaged_volume_costs_no_run(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = put(settings, "imagenet", MANIFEST)
     assert stage(settings, monkeypatch, [1, 0]) == [str(mine), "s3://b/data/imagenet"]
+
+
+def test_shards_for_ffcv_without_it_are_a_warning(
+    prepared: tuple[Path, Any], prepared_tars: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "FFCV could not be installed" in staging.slow_loader(prepared[0])
+    assert staging.slow_loader(prepared_tars[0]) == ""
+
+
+def test_an_on_demand_instance_counts_its_own_price(settings: Settings) -> None:
+    fields: dict[str, Any] = {"deployment": "mine", "bucket": "bucket", "deadline": 2_000_000_000}
+    job = Job(**fields, usd_per_hour=2.0, market_usd_per_hour={"spot": 2.0, "on-demand": 4.6})
+    words = commands.overrides(job, replace(settings, market="on-demand"), Path("data"))
+    assert "budget.usd_per_hour=4.6" in words
+    assert "budget.usd_per_hour=2.0" in commands.overrides(
+        job, replace(settings, market="spot"), Path("data")
+    )
