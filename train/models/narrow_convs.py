@@ -27,9 +27,8 @@ def avoid_narrow_strided_convs(model: nn.Module) -> None:
         ):
             # Of 1 × 1 both orders are the same bytes, but the strides say which one is meant.
             weight = module.weight.detach()
-            module.weight.data = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device).copy_(
-                weight
-            )
+            order = torch.contiguous_format
+            module.weight.data = torch.empty_like(weight, memory_format=order).copy_(weight)
             module.register_forward_pre_hook(_in_usual_order)
 
 
